@@ -1,0 +1,49 @@
+"""The errors a user can cause: each message is one sentence that says what is wrong, then the next step.
+
+Commands turn a `UserError` into that message and exit status 2 (`condlora.cli`); everything else is a
+defect of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Base class; the message is shown as it is."""
+
+
+class ConfigError(UserError):
+    """An unknown or contradictory setting."""
+
+
+class DataError(UserError):
+    """A data file that is missing, malformed or holds a wrong label; names file and line."""
+
+
+class BackboneError(UserError):
+    """Weights or tokenizer that are missing or cannot be read."""
+
+
+class NetworkError(UserError):
+    """The hub is needed and cannot be reached."""
+
+
+class DeviceError(UserError):
+    """A device is asked for that this machine does not have."""
+
+
+class AdapterError(UserError, ValueError):
+    """An adapter that does not fit its layer: rank, shape or form. A ValueError too, as in PEFT."""
+
+
+class UndefinedScore(UserError):
+    """A metric that has no value for these predictions, such as a correlation with a constant."""
+
+
+class DivergedError(UserError):
+    """Training gave a loss that is not finite."""
+
+
+class RunFolderError(UserError):
+    """A run folder that is damaged, unfinished or was written by another recipe."""
+
+
+class NoFinishedRuns(UserError):
+    """There is nothing to analyse yet."""
