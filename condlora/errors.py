@@ -1,12 +1,14 @@
 """The errors a user can cause: each message is one sentence that says what is wrong, then the next step.
 
-Commands turn a `UserError` into that message and exit status 2 (`condlora.cli`); everything else is a
+Commands turn a `UserError` into that message and its exit status (`condlora.cli`); everything else is a
 defect of ours and keeps its traceback.
 """
 
 
 class UserError(Exception):
     """Base class; the message is shown as it is."""
+
+    exit_status = 2
 
 
 class ConfigError(UserError):
@@ -43,6 +45,12 @@ class DivergedError(UserError):
 
 class RunFolderError(UserError):
     """A run folder that is damaged, unfinished or was written by another recipe."""
+
+
+class IncompleteGrid(UserError):
+    """Some runs of a grid failed while the others went on."""
+
+    exit_status = 1
 
 
 class NoFinishedRuns(UserError):

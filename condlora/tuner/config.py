@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from peft import PeftConfig
@@ -48,7 +48,6 @@ class CondLoraConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     init_weights: bool = True
-    bias: str = field(default="none", init=False)  # PEFT reads it; biases stay frozen
 
     def __post_init__(self):
         super().__post_init__()

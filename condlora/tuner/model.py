@@ -68,7 +68,9 @@ class CondLoraModel(BaseTuner):
     def _add_maps(self, config, adapter_name: str, group: str, W: torch.Tensor, path: str) -> None:
         _check_fit(config, W, path)
         shapes = theta_shapes(*W.shape, config.r, config.form)
-        for maps, shape, zero in zip(self._maps(), shapes, (False, config.init_weights), strict=True):
+        for maps, shape, zero in zip(
+            self._maps(), shapes, (False, config.init_weights), strict=True
+        ):
             if adapter_name not in maps:
                 maps[adapter_name] = nn.ParameterDict({})
             if group not in maps[adapter_name]:

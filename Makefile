@@ -1,0 +1,53 @@
+# `make` lists the targets. Each makes .venv and installs requirements.txt where that has not been done.
+PROFILE ?= paper
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@echo 'PROFILE=embedded (no GPU, no hub: minutes), single_gpu, or paper (default)'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+.PHONY: install
+install: $(INSTALLED) ## make .venv and install the pinned requirements
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...' >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# Before an installation that takes minutes: a profile for a GPU on a machine without one.
+.PHONY: machine
+machine:
+	@if [ ! -e $(INSTALLED) ] && [ -n '$(filter paper single_gpu,$(PROFILE))' ] && ! command -v nvidia-smi >/dev/null; then \
+	  echo 'error: PROFILE=$(PROFILE) needs a CUDA GPU, not found here: use PROFILE=embedded, which needs none.' >&2; exit 2; fi
+
+.PHONY: reproduce-glue
+reproduce-glue: machine $(INSTALLED) ## fine-tune what is missing of a PROFILE, then make its tables, figures and report
+	@$(BIN)/python scripts/train.py profile=$(PROFILE) || failed=$$?; \
+	  if [ "$${failed:-0}" -ge 2 ]; then exit $$failed; fi; \
+	  $(BIN)/python analysis/report.py profile=$(PROFILE) && exit $${failed:-0}
+
+.PHONY: report
+report: $(INSTALLED) ## tables, figures and report of a PROFILE's finished runs
+	@$(BIN)/python analysis/report.py profile=$(PROFILE)
+
+.PHONY: list
+list: $(INSTALLED) ## the runs of a PROFILE: done, stale, failed or missing, and the time that remains
+	@$(BIN)/python scripts/list.py profile=$(PROFILE)
+
+.PHONY: test
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: benchmark
+benchmark: $(INSTALLED) ## time the analysis beside the stated measures
+	$(BIN)/python scripts/benchmark.py
+
+.PHONY: lint
+lint: $(INSTALLED) ## check style and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,0 +1,95 @@
+"""What all commands share: a Hydra application whose users' errors are a sentence and exit status 2 (1: a grid ran, not all of it).
+
+`HYDRA_FULL_ERROR=1` or `--debug` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from condlora.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+Check = Callable[[list[str]], None]
+
+
+def command(config_name: str, before: Check | None = None, after: Check | None = None):
+    """Decorate `main(cfg)` as the command configured by `configs/<config_name>.yaml`.
+
+    `before` is called with the command line's overrides before Hydra starts, to refuse what cannot run;
+    `after` when all jobs have ended, to say what they came to.
+    """
+
+    def decorate(function: Callable[[DictConfig], object]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def main() -> None:
+            debug = "--debug" in sys.argv or bool(os.environ.get("HYDRA_FULL_ERROR"))
+            sys.argv = [word for word in sys.argv if word != "--debug"]
+            os.environ["HYDRA_FULL_ERROR"] = (
+                "1"  # Hydra hands exceptions on instead of printing them
+            )
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # between libraries, nothing a user can mend
+            application = hydra.main(
+                version_base="1.3", config_path=str(CONFIGS), config_name=config_name
+            )(function)
+            overrides = sys.argv[1:]
+            asks_hydra = any(word.startswith("-") for word in overrides)  # --help, --cfg job, ...
+            try:
+                if before is not None and not asks_hydra:
+                    before(overrides)
+                application()
+                if after is not None and not asks_hydra:
+                    after(overrides)
+            except Exception as error:
+                message = explain(error)
+                if message is None or debug:
+                    raise
+                print(f"error: {message}", file=sys.stderr)
+                sys.exit(getattr(error, "exit_status", UserError.exit_status))
+
+        return main
+
+    return decorate
+
+
+def explain(error: BaseException) -> str | None:
+    """The message for an error that a user can cause, or None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"There is no {group} {name!r}: choose one of {', '.join(sorted(error.options))}."
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set: add {error.full_key}=... to the command."
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) or "Could not override" in str(
+        error
+    ):
+        return f"Unknown setting ({str(error).splitlines()[0].rstrip('.')}): the settings are in configs/."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "The configuration is wrong: " + " ".join(lines)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The disk is full: free some space and run the same command again; finished runs are kept."
+    if isinstance(error, PermissionError) and error.filename:
+        return f"No permission to write {error.filename}: choose another folder with runs=... or results=...."
+    return None

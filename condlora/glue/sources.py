@@ -1,0 +1,147 @@
+"""The three places GLUE text comes from, behind one function.
+
+All give a `datasets.DatasetDict` as `nyu-mll/glue` has it: the splits `train` and `validation` (MNLI:
+`validation_matched`, `validation_mismatched`), the task's text columns, and `label` (int; float for STS-B).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+from omegaconf import DictConfig
+
+from condlora.errors import DataError, NetworkError
+from condlora.glue.synthetic import generate
+from condlora.glue.tasks import Task
+
+# Columns of a GLUE download folder's files, in the order of Task.fields, then the label column. CoLA has no
+# header: its columns are numbers. Read with no quoting: a lone quotation mark may start a sentence.
+DOWNLOAD_COLUMNS = {
+    "cola": ((3,), 1),
+    "mnli": (("sentence1", "sentence2"), "gold_label"),
+    "mrpc": (("#1 String", "#2 String"), "Quality"),
+    "qnli": (("question", "sentence"), "label"),
+    "qqp": (("question1", "question2"), "is_duplicate"),
+    "rte": (("sentence1", "sentence2"), "label"),
+    "sst2": (("sentence",), "label"),
+    "stsb": (("sentence1", "sentence2"), "score"),
+}
+# GLUE's own QQP files have a few rows cut off in mid-line; the hub's copy leaves them out too.
+TASKS_WITH_BROKEN_ROWS = ("qqp",)
+
+
+def load_text(data: DictConfig, task: Task) -> datasets.DatasetDict:
+    """Load one task from the source that the `data` config names.
+
+    Raises:
+        DataError: files are missing or malformed (with file and line), or a split or column lacks.
+        NetworkError: the hub cannot be reached and holds no cached copy.
+    """
+    load = {"hub": _from_hub, "directory": _from_directory, "synthetic": _from_generator}
+    if data.source not in load:
+        raise DataError(f"Unknown data source {data.source!r}: choose data={'|'.join(load)}.")
+    loaded = load[data.source](data, task)
+    for split in ("train", *task.test_splits):
+        if split not in loaded:
+            raise DataError(
+                f"The {data.source} data of {task.name} has no split {split!r}: check data.*."
+            )
+        missing = {*task.fields, "label"} - set(loaded[split].column_names)
+        if missing:
+            raise DataError(
+                f"The split {split!r} of {task.name} lacks the column {sorted(missing)[0]!r}: "
+                f"it needs {', '.join(task.fields)} and label."
+            )
+        if len(loaded[split]) == 0:
+            raise DataError(f"The split {split!r} of {task.name} is empty: check data.*.")
+    return loaded
+
+
+def _from_hub(data: DictConfig, task: Task) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(data.dataset, task.name, revision=data.revision)
+    except (OSError, datasets.exceptions.DatasetsError) as error:  # connection errors are OSErrors
+        raise NetworkError(
+            f"{data.dataset} ({task.name}, revision {data.revision[:8]}) is neither cached nor to be had from "
+            f"the hub ({type(error).__name__}): go online once, or use data=directory or data=synthetic."
+        ) from error
+
+
+def _from_generator(data: DictConfig, task: Task) -> datasets.DatasetDict:
+    return generate(task.name, seed=data.seed)
+
+
+def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
+    root = Path(data.root)
+    if not root.is_dir():
+        raise DataError(
+            f"The data folder {root} does not exist: set data.root to a GLUE download folder."
+        )
+    for folder in (root / task.name, root / task.title):
+        if (folder / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(str(folder))
+    splits = {"train": "train"} | {
+        name: name.replace("validation", "dev") for name in task.test_splits
+    }
+    return datasets.DatasetDict(
+        {
+            split: _read_tsv(root / task.title / f"{stem}.tsv", task)
+            for split, stem in splits.items()
+        }
+    )
+
+
+def _read_tsv(path: Path, task: Task) -> datasets.Dataset:
+    """One file of a GLUE download folder; tab separated, unquoted, UTF-8 with or without a byte order mark."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: data.root needs {task.title}/train.tsv and so on."
+        ) from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line} is not UTF-8: convert the file.") from None
+    # split("\n"), because splitlines would also break at control characters inside sentences
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    field_columns, label_column = DOWNLOAD_COLUMNS[task.name]
+    header: list = list(range(4)) if task.name == "cola" else lines[0].split("\t")
+    for column in (*field_columns, label_column):
+        if column not in header:
+            raise DataError(
+                f"{path}, line 1: there is no column {column!r}: is it a file of {task.title}?"
+            )
+    first = 0 if task.name == "cola" else 1
+    rows: dict[str, list] = {name: [] for name in (*task.fields, "label")}
+    for number, line in enumerate(lines[first:], start=first + 1):
+        cells = line.split("\t")
+        if len(cells) < len(header):
+            if task.name in TASKS_WITH_BROKEN_ROWS:
+                continue
+            raise DataError(
+                f"{path}, line {number} has {len(cells)} of {len(header)} columns: repair the line."
+            )
+        row = dict(zip(header, cells, strict=False))
+        for name, column in zip(task.fields, field_columns, strict=True):
+            rows[name].append(row[column])
+        rows["label"].append(_label(row[label_column], task, f"{path}, line {number}"))
+    return datasets.Dataset.from_dict(rows)
+
+
+def _label(text: str, task: Task, place: str) -> int | float:
+    if task.labels is None:
+        try:
+            score = float(text)
+        except ValueError:
+            score = float("nan")
+        if not 0.0 <= score <= 5.0:
+            raise DataError(f"{place}: {text!r} is no score from 0 to 5.")
+        return score
+    if text in task.labels:
+        return task.labels.index(text)
+    if text.isdigit() and int(text) < len(task.labels):
+        return int(text)
+    raise DataError(
+        f"{place}: {text!r} is no label of {task.title}, which has {', '.join(task.labels)}."
+    )

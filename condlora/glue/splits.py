@@ -1,0 +1,90 @@
+"""Train, validation and test as the authors make them (their src/data/load_dataset.py).
+
+GLUE's test labels are not public. A random tenth of the training set (shuffled with seed 1, the first tenth)
+is the validation set that picks the checkpoint; GLUE's validation set is the test set, MNLI's two one after
+the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+
+from condlora.errors import ConfigError, DataError
+from condlora.glue.tasks import Task
+
+SHUFFLE_SEED = 1  # the authors'; the same for every run, so that all seeds see one split
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits; `test_part` names the GLUE split of each test row."""
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    test: datasets.Dataset
+    test_part: list[str]
+
+    def items(self):
+        return (("train", self.train), ("validation", self.validation), ("test", self.test))
+
+
+def make_splits(text: datasets.DatasetDict, task: Task, validation: str) -> Splits:
+    """Split one task's text.
+
+    `validation`: "tenth_of_train", or "test" for the authors' second recipe, which trains on the whole
+    training set and draws its curve on GLUE's validation set.
+
+    Raises:
+        DataError: a label is missing (GLUE marks hidden labels -1) or only one class is in a split.
+    """
+    columns = [*task.fields, "label"]
+    text = datasets.DatasetDict(
+        {name: text[name].select_columns(columns) for name in ("train", *task.test_splits)}
+    )
+    for name, split in text.items():
+        _check_labels(np.asarray(split["label"]), task, name)
+    test = datasets.concatenate_datasets([text[name] for name in task.test_splits])
+    test_part = [name for name in task.test_splits for _ in range(len(text[name]))]
+    if validation == "test":
+        return Splits(text["train"], test, test, test_part)
+    if validation != "tenth_of_train":
+        raise ConfigError(
+            f"Unknown protocol.validation {validation!r}: choose tenth_of_train or test."
+        )
+    # What datasets' shuffle(seed=1) does, without its cache files.
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(text["train"]))
+    held_out = round(len(order) * 0.1)
+    return Splits(
+        text["train"].select(order[held_out:]),
+        text["train"].select(order[:held_out]),
+        test,
+        test_part,
+    )
+
+
+def split_sha256(split: datasets.Dataset, task: Task) -> str:
+    """Hash of a split's texts and labels in order: equal hashes, equal data."""
+    digest = hashlib.sha256()
+    columns = [split[name][:] for name in (*task.fields, "label")]
+    for row in zip(*columns, strict=True):
+        digest.update("\t".join(map(str, row)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _check_labels(labels: np.ndarray, task: Task, name: str) -> None:
+    if task.is_regression:
+        wrong = ~np.isfinite(labels)
+    else:
+        wrong = (labels < 0) | (labels >= task.num_labels)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            f"Row {row} of {task.name}'s split {name!r} has the label {labels[row]}, which is none of the "
+            "task's: a split without public labels cannot be used."
+        )
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"All rows of {task.name}'s split {name!r} have one label: check the data.")

@@ -1,0 +1,264 @@
+"""A grid of runs: which cells a command line or profile names, and what each has come to.
+
+The grid itself is Hydra's multirun; here its cells are only composed, the way Hydra will, to be listed and
+checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from condlora.cli import CONFIGS
+from condlora.errors import (
+    DeviceError,
+    IncompleteGrid,
+    NetworkError,
+    NoFinishedRuns,
+    RunFolderError,
+    UserError,
+)
+from condlora.records import read_record, recipe, recipe_hash, run_folder
+
+STATES = ("done", "running", "stale", "failed", "damaged", "missing")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid and its state on disk.
+
+    state: done; running (or killed in mid-run); failed (`reason` says why); stale (made by another recipe);
+    damaged (a file is missing or unreadable); missing. `record` is there for all but missing and damaged.
+    """
+
+    profile: str
+    task: str
+    adapter: str
+    seed: int
+    folder: Path
+    state: str
+    reason: str | None
+    record: dict | None
+
+
+def compose_common(overrides: tuple[str, ...]) -> DictConfig:
+    """The config that the runs of a command line share, with Hydra's own settings under `hydra`."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    plain = [o.input_line for o in parsed if not o.is_sweep_override()]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", plain, return_hydra_config=True)
+
+
+@functools.lru_cache(maxsize=8)
+def compose_cells(overrides: tuple[str, ...]) -> tuple[DictConfig, ...]:
+    """The config of each run that `scripts/train.py <overrides>` would start, in its order."""
+    params = compose_common(overrides).hydra.sweeper.params or {}
+    swept = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    jobs = BasicSweeper.split_arguments(
+        OverridesParser.create().parse_overrides(swept), max_batch_size=None
+    )[0]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return tuple(compose("train", job) for job in jobs)
+
+
+def preflight(overrides: list[str]) -> None:
+    """Refuse within seconds what cannot run: a missing GPU, an unreachable hub, an unfinished recipe.
+
+    Raises:
+        DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: see `recipe`.
+    """
+    common = compose_common(tuple(overrides))
+    no_gpu = "cuda" in common.profile.requires and not _has_cuda()
+    unreachable = _unreachable(common)
+    missing = ["a CUDA GPU"] * no_gpu
+    if unreachable:
+        missing.append(f"the Hugging Face hub (for {' and '.join(unreachable)})")
+    if missing:
+        needs = f"needs {' and '.join(missing)}, not found here"
+        raise (DeviceError if no_gpu else NetworkError)(
+            f"This run {needs}: use backbone=minilm with data=synthetic or data=directory, which need neither."
+            if common.profile.name == "adhoc"
+            else f"PROFILE={common.profile.name} {needs}: use PROFILE=embedded, which needs neither."
+        )
+    for cfg in compose_cells(tuple(overrides)):
+        recipe(cfg)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _unreachable(cfg: DictConfig) -> list[str]:
+    """Repositories the config needs that are neither cached nor reachable."""
+    wanted = []
+    if cfg.backbone.source == "hub":
+        wanted.append((cfg.backbone.model, cfg.backbone.revision, "model"))
+    if cfg.data.source == "hub":
+        wanted.append((cfg.data.dataset, cfg.data.revision, "dataset"))
+    return [repo for repo, revision, kind in wanted if not _is_available(repo, revision, kind)]
+
+
+def _is_available(repo: str, revision: str, kind: str) -> bool:
+    import huggingface_hub
+
+    try:
+        huggingface_hub.snapshot_download(
+            repo, revision=revision, repo_type=kind, local_files_only=True
+        )
+        return True
+    except Exception:  # not cached, in any of the ways the library says so
+        pass
+    try:
+        huggingface_hub.HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=5)
+        return True
+    except Exception:  # offline, blocked, unknown: all the same to who waits
+        return False
+
+
+def inspect(cfg: DictConfig) -> Cell:
+    """The state of the cell that a config names."""
+    folder = run_folder(cfg)
+    state, reason, record = "missing", None, None
+    if folder.is_dir():
+        try:
+            record = read_record(folder)
+        except RunFolderError as error:
+            state, reason = "damaged", str(error)
+        else:
+            state, reason = record["status"], record.get("reason")
+            if record["recipe_hash"] != recipe_hash(recipe(cfg)):
+                state, reason = "stale", "made by another recipe"
+    return Cell(
+        cfg.profile.name, cfg.task.name, cfg.adapter.name, cfg.seed, folder, state, reason, record
+    )
+
+
+def require_done(overrides: list[str]) -> None:
+    """Fail the command if a run it named is not done; each has said why as it ended.
+
+    Raises:
+        IncompleteGrid: some runs of several are not done. SystemExit: the only one is not.
+    """
+    cells = [inspect(cfg) for cfg in compose_cells(tuple(overrides))]
+    left = [f"{c.task} {c.adapter} seed {c.seed}" for c in cells if c.state != "done"]
+    if left and len(cells) == 1:
+        raise SystemExit(UserError.exit_status)
+    if left:
+        raise IncompleteGrid(
+            f"{len(left)} of {len(cells)} runs are not done ({', '.join(left)}): mend what is said above and run "
+            "the same command again, finished runs are kept."
+        )
+
+
+def survey(profile: str, runs: Path) -> list[Cell]:
+    """All cells of a profile's grid; for `adhoc`, which has no grid, the runs that are there.
+
+    Raises:
+        NoFinishedRuns: `adhoc` without a run. ConfigError or Hydra's own: an unknown profile.
+    """
+    if profile != "adhoc":
+        return [inspect(cfg) for cfg in compose_cells((f"profile={profile}", f"runs={runs}"))]
+    folders = sorted(path.parent for path in (Path(runs) / profile).glob("*/*/seed-*/record.json"))
+    if not folders:
+        raise NoFinishedRuns(
+            f"There are no runs under {Path(runs) / profile}: run scripts/train.py first."
+        )
+    cells = [_found(profile, folder) for folder in folders if "." not in folder.name]
+    return [_compared_with_newest(cell, cells) for cell in cells]
+
+
+def _compared_with_newest(cell: Cell, cells: list[Cell]) -> Cell:
+    """Without a grid to compare with, the newest run of a task and adapter says which recipe counts."""
+    if cell.state != "done":
+        return cell
+    newest = max(
+        (
+            c.record
+            for c in cells
+            if c.state == "done" and (c.task, c.adapter) == (cell.task, cell.adapter)
+        ),
+        key=lambda record: record["finished_at"],
+    )
+    if cell.record["recipe_hash"] == newest["recipe_hash"]:
+        return cell
+    return replace(cell, state="stale", reason="made by another recipe than the newest run")
+
+
+def _found(profile: str, folder: Path) -> Cell:
+    task, adapter, seed = folder.parts[-3:]
+    identity = (profile, task, adapter, int(seed.removeprefix("seed-")), folder)
+    try:
+        record = read_record(folder)
+    except RunFolderError as error:
+        return Cell(*identity, "damaged", str(error), None)
+    return Cell(*identity, record["status"], record.get("reason"), record)
+
+
+def newest_profile(runs: Path) -> str:
+    """The profile with the run that finished last.
+
+    Raises:
+        NoFinishedRuns: there is none.
+    """
+    finished = {}
+    for path in Path(runs).glob("*/*/*/seed-*/record.json"):
+        try:
+            record = read_record(path.parent)
+        except RunFolderError:
+            continue
+        if record["status"] == "done":
+            profile = path.parts[-5]
+            finished[profile] = max(finished.get(profile, ""), record["finished_at"])
+    if not finished:
+        raise NoFinishedRuns(
+            f"There are no finished runs under {runs}/: run make reproduce-glue PROFILE=embedded first."
+        )
+    return max(finished, key=finished.get)
+
+
+def seconds_left(cells: list[Cell]) -> float | None:
+    """Estimate for the cells that are not done, from the done ones: same task and adapter, else task, else all."""
+    done = [c for c in cells if c.state == "done"]
+    if not done:
+        return None
+
+    def estimate(cell: Cell) -> float:
+        same = [c for c in done if (c.task, c.adapter) == (cell.task, cell.adapter)]
+        pool = same or [c for c in done if c.task == cell.task] or done
+        return statistics.mean(c.record["total_seconds"] for c in pool)
+
+    return sum(estimate(c) for c in cells if c.state != "done")
+
+
+def table(cells: list[Cell]) -> str:
+    """The grid as text: a row per task and adapter, a column per seed; then reasons, counts and time left."""
+    seeds = sorted({c.seed for c in cells})
+    state = {(c.task, c.adapter, c.seed): c.state for c in cells}
+    lines = [f"{'task':<8}{'adapter':<12}" + "".join(f"seed {s:<5}" for s in seeds)]
+    for task, adapter in dict.fromkeys((c.task, c.adapter) for c in cells):
+        marks = (state.get((task, adapter, seed), "") for seed in seeds)
+        lines.append(f"{task:<8}{adapter:<12}" + "".join(f"{m:<10}" for m in marks))
+    lines += [
+        f"{c.task} {c.adapter} seed {c.seed}: {c.state}: {c.reason}" for c in cells if c.reason
+    ]
+    counts = {s: sum(c.state == s for c in cells) for s in STATES}
+    lines.append(", ".join(f"{n} {s}" for s, n in counts.items() if n) + f" of {len(cells)}")
+    left = seconds_left(cells)
+    if left is None:
+        lines.append("time left: unknown until one run is done")
+    elif left:
+        lines.append(
+            f"time left: about {left / 60:.0f} min"
+            if left >= 90
+            else f"time left: about {left:.0f} s"
+        )
+    return "\n".join(lines)
