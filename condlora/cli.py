@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -60,6 +61,12 @@ def command(config_name: str, before: Check | None = None, after: Check | None =
                 application()
                 if after is not None and not asks_hydra:
                     after(overrides)
+            except KeyboardInterrupt:
+                print(
+                    "interrupted: the same command goes on where this one stopped, finished runs are kept.",
+                    file=sys.stderr,
+                )
+                sys.exit(130)
             except Exception as error:
                 message = explain(error)
                 if message is None or debug:
@@ -79,8 +86,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"There is no {group} {name!r}: choose one of {', '.join(sorted(error.options))}."
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is not set: add {error.full_key}=... to the command."
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        first = str(error).splitlines()[0]
+        name = first.rsplit(": ")[-1] if "interpolation" in first else error.full_key
+        return f"{name} is not set: add {name}=... to the command."
     if isinstance(error, ConfigKeyError | ConfigAttributeError) or "Could not override" in str(
         error
     ):

@@ -16,35 +16,21 @@ head and see the same batches: their comparison is paired.
 
 from __future__ import annotations
 
-import copy
-import datetime
-import functools
 import hashlib
-import json
-import logging
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from transformers import get_linear_schedule_with_warmup
 
-from condlora.backbone import (
-    Backbone,
-    add_adapter,
-    fresh_model,
-    load_adapter,
-    load_backbone,
-    save_adapter,
-)
+from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.environment import PeakMemory, device_name, environment
 from condlora.errors import (
     ConfigError,
@@ -52,41 +38,25 @@ from condlora.errors import (
     DivergedError,
     RunFolderError,
     UndefinedScore,
-    UserError,
 )
-from condlora.glue.batches import Encoded, encode, evaluation_batches, padder, training_batches
-from condlora.glue.metrics import GlueMetric
-from condlora.glue.sources import load_text
-from condlora.glue.splits import Splits, make_splits, split_sha256
-from condlora.glue.tasks import Task, task_from_config
+from condlora.evaluation import collator, predict, score, test_saved
+from condlora.glue.batches import training_batches
+from condlora.glue.prepare import Data, prepare
 from condlora.progress import RunBar, say
 from condlora.records import (
-    SCHEMA_VERSION,
-    read_record,
+    failure,
+    finished_record,
+    new_record,
+    now,
     recipe,
     recipe_hash,
     run_folder,
+    set_aside,
     write_atomically,
     write_record,
 )
 
-log = logging.getLogger(__name__)
-
 CHECK_LOSS_EVERY = 10  # steps; reading the loss waits for the device
-
-
-@dataclass(frozen=True)
-class Data:
-    """One task, split and tokenised; shared by all runs of a process that ask for the same."""
-
-    task: Task
-    splits: Splits
-    train: Encoded
-    validation: Encoded
-    test: Encoded
-    target_mean: float  # of the training targets where they are standardised, else 0 and 1
-    target_sd: float
-    description: dict
 
 
 @dataclass
@@ -109,7 +79,7 @@ class Progress:
 def run(cfg: DictConfig) -> dict:
     """Fine-tune one cell and return its record; a cell that is done already is not done again.
 
-    A run folder of another recipe or a damaged one is set aside under another name, never overwritten.
+    A finished run of another recipe or a damaged one is set aside under another name, never overwritten.
 
     Raises:
         UserError: anything a user can cause; where training had begun, the record says "failed" and why.
@@ -120,11 +90,14 @@ def run(cfg: DictConfig) -> dict:
     if finished is not None:
         return finished
     started = time.perf_counter()
+    seeds = streams(cfg.seed, cfg.task.name)
     accelerator = make_accelerator(cfg)
-    record = new_record(cfg, plain, accelerator)
+    record = new_record(cfg, plain, streams=seeds, environment=described_environment(accelerator))
     try:
-        data, backbone = prepare(cfg)
-        model = initialise(cfg, backbone, record["streams"])
+        backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
+        check_length(cfg, backbone)
+        data = prepare(cfg)
+        model = initialise(cfg, backbone, seeds)
     except Exception as error:
         if not folder.exists():
             write_record(folder, record | failure(error))
@@ -140,19 +113,23 @@ def run(cfg: DictConfig) -> dict:
     write_atomically(folder / "config.yaml", lambda path: path.write_text(resolved))
     try:
         memory = PeakMemory(accelerator.device)
-        progress = train(cfg, data, model, accelerator, folder, seeds=record["streams"])
-        scores = test(cfg, data, backbone, accelerator, folder, expected=progress)
+        with RunBar(cfg) as bar:
+            progress = train(cfg, data, model, accelerator, folder, seeds, bar)
+        record |= test(cfg, data, backbone, accelerator, folder, progress)
     except Exception as error:
         write_record(folder, record | failure(error))
         raise
-    record |= scores | summary(progress, memory)
-    record |= {
-        "status": "done",
+    record |= summary(progress) | {
+        "peak_memory_mib": memory.mib(),
         "total_seconds": time.perf_counter() - started,
+        "status": "done",
         "finished_at": now(),
     }
     write_record(folder, record)
-    announce(cfg, record, data.task)
+    say(
+        f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}: test {cfg.task.headline} "
+        f"{record['test'][cfg.task.headline]:.3f}, {record['total_seconds']:.0f} s"
+    )
     return record
 
 
@@ -164,7 +141,7 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
 
     Raises:
         DeviceError: the device is not there, or lacks the precision.
-        ConfigError: a tracker is not installed.
+        ConfigError: a tracker is not installed, or several processes were started.
     """
     device, precision = cfg.runtime.device, cfg.protocol.precision
     if device not in ("auto", "cpu", "cuda"):
@@ -179,13 +156,12 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
         torch.set_num_threads(cfg.runtime.threads)
     trackers = list(cfg.runtime.trackers)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision=precision,
             log_with=trackers or None,
-            project_config=ProjectConfiguration(project_dir=str(run_folder(cfg)), logging_dir=str(run_folder(cfg) / "trackers")),
-            dataloader_config=DataLoaderConfiguration(split_batches=True),  # batch_size is over all processes
-        )  # fmt: skip
+            project_config=ProjectConfiguration(logging_dir=str(run_folder(cfg) / "trackers")),
+        )
     except (ValueError, ImportError) as error:
         if "fp16" in str(error) or "bf16" in str(error):
             raise DeviceError(
@@ -194,68 +170,35 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
         raise ConfigError(
             f"runtime.trackers={trackers} is not usable ({error}): install it or leave it out."
         ) from error
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            "A run is one process: start it with python and spread a grid with hydra/launcher=..., not with "
+            "accelerate launch."
+        )
+    return accelerator
 
 
-def prepare(cfg: DictConfig) -> tuple[Data, Backbone]:
-    """Load and tokenise the task, load the backbone; both come from a cache after the first run."""
-    task = task_from_config(cfg.task)
-    backbone = load_backbone(cfg.backbone, num_labels=task.num_labels)
+def described_environment(accelerator: Accelerator) -> dict:
+    """The environment of a record: versions, machine, commit, and the device this run is on."""
+    return environment() | {
+        "device": device_name(accelerator.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def num_labels(cfg: DictConfig) -> int:
+    """Outputs of the head."""
+    return 1 if cfg.task.labels is None else len(cfg.task.labels)
+
+
+def check_length(cfg: DictConfig, backbone: Backbone) -> None:
+    """Raise a ConfigError if the protocol's examples are longer than the backbone can read."""
     limit = min(backbone.tokenizer.model_max_length, backbone.model.config.max_position_embeddings)
     if cfg.protocol.max_length > limit:
         raise ConfigError(
-            f"protocol.max_length is {cfg.protocol.max_length}, and {cfg.backbone.name} reads at most {limit} tokens: "
-            f"set protocol.max_length={limit}."
+            f"protocol.max_length is {cfg.protocol.max_length}, and {cfg.backbone.name} reads at most {limit} "
+            f"tokens: set protocol.max_length={limit}."
         )
-    settings = {
-        "data": OmegaConf.to_container(cfg.data, resolve=True),
-        "task": OmegaConf.to_container(cfg.task, resolve=True),
-        "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
-        "validation": cfg.protocol.validation,
-        "max_length": cfg.protocol.max_length,
-        "regression_targets": cfg.protocol.regression_targets,
-    }
-    return prepare_data(json.dumps(settings, sort_keys=True)), backbone
-
-
-@functools.lru_cache(maxsize=2)
-def prepare_data(settings: str) -> Data:
-    """Split, tokenise and describe a task; `settings` is JSON, so that it can be a cache's key."""
-    cfg = OmegaConf.create(json.loads(settings))
-    task = task_from_config(cfg.task)
-    tokenizer = load_backbone(cfg.backbone, num_labels=task.num_labels).tokenizer
-    splits = make_splits(load_text(cfg.data, task), task, cfg.validation)
-    encoded = {
-        name: encode(split, task, tokenizer, max_length=cfg.max_length)
-        for name, split in splits.items()
-    }
-    mean, sd = 0.0, 1.0
-    if task.is_regression and cfg.regression_targets == "standardised":
-        labels = encoded["train"].labels
-        mean, sd = labels.mean().item(), labels.std().item()
-    rows = {"train": len(splits.train), "validation": len(splits.validation)}
-    rows |= {name: splits.test_part.count(name) for name in task.test_splits}
-    train_rows = rows["train"] + (rows["validation"] if cfg.validation == "tenth_of_train" else 0)
-    official = task.official_rows
-    test_rows = {name: rows[name] for name in task.test_splits}
-    description = {
-        "source": cfg.data.source,
-        "counts": {name: len(split) for name, split in splits.items()},
-        "test_parts": test_rows,
-        "official_counts": train_rows == official["train"] and test_rows == official["test"],
-        "labels": None if task.labels is None else list(task.labels),
-        "split_sha256": {name: split_sha256(split, task) for name, split in splits.items()},
-        "truncated": {name: e.truncated for name, e in encoded.items()},
-        "majority_score": majority_score(task, splits),
-    }
-    return Data(task, splits, **encoded, target_mean=mean, target_sd=sd, description=description)
-
-
-def majority_score(task: Task, splits: Splits) -> float | None:
-    """Test accuracy of always saying the commonest training label; None where the headline is a correlation."""
-    if task.headline != "accuracy":
-        return None
-    commonest = np.bincount(splits.train["label"][:]).argmax()
-    return float(np.mean(np.asarray(splits.test["label"][:]) == commonest))
 
 
 def streams(seed: int, task: str) -> dict[str, int]:
@@ -290,8 +233,8 @@ def train(
     model: PeftModel,
     accelerator: Accelerator,
     folder: Path,
-    *,
     seeds: dict[str, int],
+    bar: RunBar,
 ) -> Progress:
     """The training loop. Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`.
 
@@ -317,7 +260,8 @@ def train(
     if cfg.runtime.trackers:
         accelerator.init_trackers("condlora", config={"recipe": str(recipe(cfg))})
 
-    progress, bar = Progress(), RunBar(cfg, total_steps)
+    progress = Progress()
+    bar.expect(total_steps)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     torch.manual_seed(seeds["dropout"])
     started = time.perf_counter()
@@ -336,7 +280,7 @@ def train(
             optimizer.zero_grad()
 
             progress.step += 1
-            progress.train_examples += len(labels) * accelerator.num_processes
+            progress.train_examples += len(labels)
             loss_sum, loss_steps = loss_sum + loss.detach(), loss_steps + 1
             bar.step()
             if progress.step % CHECK_LOSS_EVERY == 0 or progress.step % evaluate_every == 0:
@@ -352,7 +296,6 @@ def train(
                 break
         progress.epoch += 1
     progress.train_seconds += time.perf_counter() - started
-    bar.close()
     if protocol.select == "last":
         keep(model, accelerator, folder, progress)
     if cfg.runtime.trackers:
@@ -389,9 +332,8 @@ def evaluate(
     predictions = predict(cfg, data, data.validation, model, accelerator)
     try:
         scores = score(data.task, predictions, data.validation)
-    except (
-        UndefinedScore
-    ):  # a model that still says one thing for all: no number, and never the best
+    except UndefinedScore:
+        # A model that still says one thing for all: no number, and never the best.
         scores = dict.fromkeys(data.task.metrics)
     headline = scores[data.task.headline]
     improved = headline is not None and (
@@ -410,9 +352,8 @@ def evaluate(
     )
     row = {"step": progress.step, "epoch": progress.epoch, "train_loss": mean_loss, **scores}
     progress.curve.append(row)
-    if accelerator.is_main_process:
-        curve = pd.DataFrame(progress.curve)
-        write_atomically(folder / "curve.csv", lambda path: curve.to_csv(path, index=False))
+    curve = pd.DataFrame(progress.curve)
+    write_atomically(folder / "curve.csv", lambda path: curve.to_csv(path, index=False))
     accelerator.log({k: v for k, v in row.items() if v is not None}, step=progress.step)
     progress.evaluation_seconds += time.perf_counter() - started
 
@@ -420,47 +361,11 @@ def evaluate(
 def keep(model: PeftModel, accelerator: Accelerator, folder: Path, progress: Progress) -> None:
     """Save adapter and head as the run's result so far."""
     progress.best_step, progress.best_epoch = progress.step, progress.epoch
-    if accelerator.is_main_process:
-        unwrapped = accelerator.unwrap_model(model)
-        write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
+    unwrapped = accelerator.unwrap_model(model)
+    write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
 
 
-def collator(cfg: DictConfig, data: Data):
-    """The padding function of this run's tokenizer."""
-    tokenizer = load_backbone(cfg.backbone, num_labels=data.task.num_labels).tokenizer
-    return padder(tokenizer, padding=cfg.runtime.padding, max_length=cfg.protocol.max_length)
-
-
-@torch.inference_mode()
-def predict(
-    cfg: DictConfig, data: Data, split: Encoded, model: PeftModel, accelerator: Accelerator
-) -> np.ndarray:
-    """Predictions (n,) in the split's order: int64 labels, or float64 scores in the targets' own scale.
-
-    Every process of a distributed run predicts the whole split, so all agree on what is best.
-    """
-    model = accelerator.unwrap_model(model).eval()
-    batches, order = evaluation_batches(
-        split, collator(cfg, data), batch_size=cfg.runtime.evaluation_batch_size
-    )
-    outputs = []
-    for batch in batches:
-        inputs = {k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"}
-        with accelerator.autocast():
-            outputs.append(model(**inputs).logits.float())
-    logits = torch.cat(outputs).cpu()
-    logits = torch.empty_like(logits).index_copy_(0, order, logits)
-    if data.task.is_regression:
-        return logits.squeeze(-1).double().numpy() * data.target_sd + data.target_mean
-    return logits.argmax(dim=-1).numpy()
-
-
-def score(task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:
-    """All metrics of the task on a split, as fractions."""
-    return GlueMetric(task).compute(predictions=predictions, references=split.labels.numpy())
-
-
-# Test and record
+# Test
 
 
 def test(
@@ -469,81 +374,28 @@ def test(
     backbone: Backbone,
     accelerator: Accelerator,
     folder: Path,
-    *,
-    expected: Progress,
-) -> dict:
-    """Score the saved adapter, loaded afresh, on validation and test; write the predictions.
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """Scores of the saved adapter on validation and test.
 
     Raises:
-        RunFolderError: the saved adapter does not score on validation what training saw.
-        UndefinedScore: a metric has no value on the test set.
+        RunFolderError: on validation it does not score what training saw.
+        UndefinedScore: a metric has no value.
     """
     started = time.perf_counter()
-    model = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
-    parts = np.asarray(data.splits.test_part)
-    scores = {}
-    for name, split in (("validation", data.validation), ("test", data.test)):
-        predictions = predict(cfg, data, split, model, accelerator)
-        scores[name] = score(data.task, predictions, split)
-        table = pd.DataFrame({"label": split.labels.numpy(), "prediction": predictions})
-        if name == "test":
-            table.insert(0, "part", parts)
-            scores[name] |= scores_by_part(data.task, table)
-        if accelerator.is_main_process:
-            path = folder / f"predictions_{name}.parquet"
-            write_atomically(path, lambda path, table=table: table.to_parquet(path))
-    seen = next(row for row in expected.curve if row["step"] == expected.best_step)
-    for metric in data.task.metrics:
-        if scores["validation"][metric] != seen[metric]:
+    scores = test_saved(cfg, data, backbone, accelerator, folder)
+    seen = next((row for row in progress.curve if row["step"] == progress.best_step), {})
+    for metric, value in seen.items():
+        if metric in scores["validation"] and scores["validation"][metric] != value:
             raise RunFolderError(
                 f"The saved adapter in {folder} scores {scores['validation'][metric]} {metric} on validation where "
-                f"training saw {seen[metric]}: do not use this run, and report it with its config."
+                f"training saw {value}: do not use this run, and report it with its config."
             )
-    expected.evaluation_seconds += time.perf_counter() - started
+    progress.evaluation_seconds += time.perf_counter() - started
     return scores
 
 
-def scores_by_part(task: Task, table: pd.DataFrame) -> dict[str, float]:
-    """MNLI's matched and mismatched scores apart, as `accuracy_matched` and so on; none for other tasks."""
-    if len(task.test_splits) == 1:
-        return {}
-    scores = {}
-    for part, rows in table.groupby("part"):
-        of_part = GlueMetric(task).compute(
-            predictions=rows["prediction"].to_numpy(), references=rows["label"].to_numpy()
-        )
-        suffix = str(part).removeprefix("validation_")
-        scores |= {f"{metric}_{suffix}": value for metric, value in of_part.items()}
-    return scores
-
-
-def new_record(cfg: DictConfig, plain: dict, accelerator: Accelerator) -> dict:
-    """The record of a run that begins."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "running",
-        "reason": None,
-        "profile": cfg.profile.name,
-        "task": cfg.task.name,
-        "adapter": cfg.adapter.name,
-        "seed": cfg.seed,
-        "recipe_hash": recipe_hash(plain),
-        "recipe": plain,
-        "runtime": OmegaConf.to_container(cfg.runtime, resolve=True),
-        "streams": streams(cfg.seed, cfg.task.name),
-        "headline": cfg.task.headline,
-        "effective_batch": cfg.protocol.batch_size,
-        "environment": environment()
-        | {
-            "device": device_name(accelerator.device),
-            "processes": accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-        },
-        "started_at": now(),
-    }
-
-
-def summary(progress: Progress, memory: PeakMemory) -> dict:
+def summary(progress: Progress) -> dict:
     """The record's fields that the loop knows."""
     return {
         "best": {"step": progress.best_step, "epoch": progress.best_epoch},
@@ -553,51 +405,4 @@ def summary(progress: Progress, memory: PeakMemory) -> dict:
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.train_examples / progress.train_seconds,
         "evaluation_seconds": progress.evaluation_seconds,
-        "peak_memory_mib": memory.mib(),
     }
-
-
-def failure(error: BaseException) -> dict:
-    """The record's fields of a run that failed; a defect of ours is named by its type."""
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return {"status": "failed", "reason": reason, "finished_at": now()}
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def finished_record(folder: Path, digest: str) -> dict | None:
-    """The record of this very cell and recipe if it is done."""
-    try:
-        record = read_record(folder)
-    except RunFolderError:
-        return None
-    return record if record["status"] == "done" and record["recipe_hash"] == digest else None
-
-
-def set_aside(folder: Path) -> None:
-    """Make room for a run: finished or damaged work is renamed, an unfinished run's is removed."""
-    if not folder.exists():
-        return
-    try:
-        record = read_record(folder)
-        if record["status"] != "done":
-            shutil.rmtree(folder)
-            return
-        name = f"{folder.name}.stale-{record['recipe_hash'][:8]}"
-    except RunFolderError:
-        name = f"{folder.name}.damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}"
-    target = folder.with_name(name)
-    if target.exists():
-        shutil.rmtree(folder)  # this recipe's work has been set aside before
-    else:
-        folder.rename(target)
-
-
-def announce(cfg: DictConfig, record: dict, task: Task) -> None:
-    """One line for a finished run."""
-    say(
-        f"{task.name} {cfg.adapter.name} seed {cfg.seed}: test {task.headline} {record['test'][task.headline]:.3f}, "
-        f"validation {record['validation'][task.headline]:.3f}, {record['total_seconds']:.0f} s"
-    )

@@ -23,9 +23,8 @@ def say(text: str) -> None:
 class RunBar:
     """The bar of one run: steps, loss and last validation score."""
 
-    def __init__(self, cfg: DictConfig, total_steps: int):
+    def __init__(self, cfg: DictConfig):
         self.bar = tqdm(
-            total=total_steps,
             desc=f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}",
             unit="step",
             position=1,
@@ -34,15 +33,21 @@ class RunBar:
         )
         self.shown: dict[str, str] = {}
 
+    def __enter__(self) -> RunBar:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def expect(self, steps: int) -> None:
+        self.bar.reset(total=steps)
+
     def step(self) -> None:
         self.bar.update()
 
     def show(self, **numbers: float | None) -> None:
         self.shown |= {name: "-" if n is None else f"{n:.3f}" for name, n in numbers.items()}
         self.bar.set_postfix(self.shown, refresh=False)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 class GridProgress(Callback):
@@ -52,14 +57,20 @@ class GridProgress(Callback):
         self.bar: tqdm | None = None
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
-        from condlora.grid import (
-            compose_cells,
-        )  # the callback is made before the grid's own imports are due
+        # Imported late: Hydra makes the callback before the grid's own imports are due.
+        from condlora.grid import compose_cells, inspect
 
-        total = len(compose_cells(tuple(config.hydra.overrides.task)))
+        cells = [inspect(cfg) for cfg in compose_cells(tuple(config.hydra.overrides.task))]
+        done = sum(cell.state == "done" for cell in cells)
+        if len(cells) > 1:
+            say(f"{len(cells)} runs: {done} done, {len(cells) - done} to do")
         self.bar = tqdm(
-            total=total, desc="grid", unit="run", position=0, disable=total < 2 or not bars_wanted(config.runtime.progress)
-        )  # fmt: skip
+            total=len(cells),
+            desc="grid",
+            unit="run",
+            position=0,
+            disable=len(cells) < 2 or not bars_wanted(config.runtime.progress),
+        )
 
     def on_job_end(self, config: DictConfig, **_) -> None:
         if self.bar is not None:

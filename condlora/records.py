@@ -13,6 +13,7 @@ resolved that can change a result. Scores are fractions, times seconds, memory M
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from condlora.errors import ConfigError, RunFolderError
+from condlora.errors import ConfigError, RunFolderError, UserError
 
 SCHEMA_VERSION = 1
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
@@ -61,9 +62,10 @@ def recipe(cfg: DictConfig) -> dict:
         try:
             plain[group] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except InterpolationKeyError as error:
+            field = error.full_key.split(".")[-1]
             raise ConfigError(
-                f"The protocol {cfg.protocol.name!r} has no {error.full_key.split('.')[-1]} for adapter "
-                f"{cfg.adapter.name!r} on task {cfg.task.name!r}: set {error.full_key}=... or choose another protocol."
+                f"The protocol {cfg.protocol.name!r} has no {field} for adapter {cfg.adapter.name!r} on task "
+                f"{cfg.task.name!r}: set protocol.{field}=... or choose another protocol."
             ) from error
     return plain
 
@@ -121,3 +123,62 @@ def read_record(folder: Path) -> dict:
         if missing:
             raise RunFolderError(f"{folder} lacks {', '.join(missing)}: {advice}.")
     return record
+
+
+def new_record(cfg: DictConfig, plain: dict, *, streams: dict[str, int], environment: dict) -> dict:
+    """The record of a run that begins; `plain` is its recipe."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "reason": None,
+        "profile": cfg.profile.name,
+        "task": cfg.task.name,
+        "adapter": cfg.adapter.name,
+        "seed": cfg.seed,
+        "recipe_hash": recipe_hash(plain),
+        "recipe": plain,
+        "runtime": OmegaConf.to_container(cfg.runtime, resolve=True),
+        "streams": streams,
+        "headline": cfg.task.headline,
+        "effective_batch": cfg.protocol.batch_size,
+        "environment": environment,
+        "started_at": now(),
+    }
+
+
+def failure(error: BaseException) -> dict:
+    """The record's fields of a run that failed; a defect of ours is named by its type."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return {"status": "failed", "reason": reason, "finished_at": now()}
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def finished_record(folder: Path, digest: str) -> dict | None:
+    """The record of this very cell and recipe if it is done."""
+    try:
+        record = read_record(folder)
+    except RunFolderError:
+        return None
+    return record if record["status"] == "done" and record["recipe_hash"] == digest else None
+
+
+def set_aside(folder: Path) -> None:
+    """Make room for a run: finished or damaged work is renamed, an unfinished run's is removed."""
+    if not folder.exists():
+        return
+    try:
+        record = read_record(folder)
+        if record["status"] != "done":
+            shutil.rmtree(folder)
+            return
+        name = f"{folder.name}.stale-{record['recipe_hash'][:8]}"
+    except RunFolderError:
+        name = f"{folder.name}.damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}"
+    target = folder.with_name(name)
+    if target.exists():
+        shutil.rmtree(folder)  # this recipe's work has been set aside before
+    else:
+        folder.rename(target)

@@ -21,12 +21,13 @@ SHUFFLE_SEED = 1  # the authors'; the same for every run, so that all seeds see 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits; `test_part` names the GLUE split of each test row."""
+    """The three splits; `test_part` names the GLUE split of each test row, `source_train_rows` counts GLUE's train."""
 
     train: datasets.Dataset
     validation: datasets.Dataset
     test: datasets.Dataset
     test_part: list[str]
+    source_train_rows: int
 
     def items(self):
         return (("train", self.train), ("validation", self.validation), ("test", self.test))
@@ -50,7 +51,7 @@ def make_splits(text: datasets.DatasetDict, task: Task, validation: str) -> Spli
     test = datasets.concatenate_datasets([text[name] for name in task.test_splits])
     test_part = [name for name in task.test_splits for _ in range(len(text[name]))]
     if validation == "test":
-        return Splits(text["train"], test, test, test_part)
+        return Splits(text["train"], test, test, test_part, len(text["train"]))
     if validation != "tenth_of_train":
         raise ConfigError(
             f"Unknown protocol.validation {validation!r}: choose tenth_of_train or test."
@@ -59,10 +60,11 @@ def make_splits(text: datasets.DatasetDict, task: Task, validation: str) -> Spli
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(text["train"]))
     held_out = round(len(order) * 0.1)
     return Splits(
-        text["train"].select(order[held_out:]),
-        text["train"].select(order[:held_out]),
-        test,
-        test_part,
+        train=text["train"].select(order[held_out:]),
+        validation=text["train"].select(order[:held_out]),
+        test=test,
+        test_part=test_part,
+        source_train_rows=len(order),
     )
 
 

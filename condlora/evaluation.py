@@ -1,0 +1,88 @@
+"""Predictions and scores of an adapted model, in training and of a saved adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from peft import PeftModel
+
+from condlora.backbone import Backbone, load_adapter
+from condlora.glue.batches import Encoded, evaluation_batches, padder
+from condlora.glue.metrics import GlueMetric
+from condlora.glue.prepare import Data
+from condlora.glue.tasks import Task
+from condlora.records import write_atomically
+
+
+@torch.inference_mode()
+def predict(
+    cfg: DictConfig, data: Data, split: Encoded, model: PeftModel, accelerator: Accelerator
+) -> np.ndarray:
+    """Predictions (n,) in the split's order: int64 labels, or float64 scores in the targets' own scale."""
+    model = accelerator.unwrap_model(model).eval()
+    batches, order = evaluation_batches(
+        split, collator(cfg, data), batch_size=cfg.runtime.evaluation_batch_size
+    )
+    outputs = []
+    for batch in batches:
+        inputs = {k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"}
+        with accelerator.autocast():
+            outputs.append(model(**inputs).logits.float())
+    logits = torch.cat(outputs).cpu()
+    logits = torch.empty_like(logits).index_copy_(0, order, logits)
+    if data.task.is_regression:
+        return logits.squeeze(-1).double().numpy() * data.target_sd + data.target_mean
+    return logits.argmax(dim=-1).numpy()
+
+
+def collator(cfg: DictConfig, data: Data) -> Callable:
+    """The padding function of a run."""
+    return padder(data.tokenizer, padding=cfg.runtime.padding, max_length=cfg.protocol.max_length)
+
+
+def score(task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:
+    """All metrics of the task on a split, as fractions."""
+    return GlueMetric(task).compute(predictions=predictions, references=split.labels.numpy())
+
+
+def test_saved(
+    cfg: DictConfig, data: Data, backbone: Backbone, accelerator: Accelerator, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Score the adapter saved in a run folder, loaded afresh, on validation and test; write its predictions.
+
+    Raises:
+        UndefinedScore: a metric has no value for these predictions.
+    """
+    model = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
+    scores = {}
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        predictions = predict(cfg, data, split, model, accelerator)
+        scores[name] = score(data.task, predictions, split)
+        table = pd.DataFrame({"label": split.labels.numpy(), "prediction": predictions})
+        if name == "test":
+            table.insert(0, "part", data.test_part)
+            scores[name] |= scores_by_part(data.task, table)
+        path = folder / f"predictions_{name}.parquet"
+        write_atomically(path, lambda path, table=table: table.to_parquet(path))
+    return scores
+
+
+def scores_by_part(task: Task, table: pd.DataFrame) -> dict[str, float]:
+    """MNLI's matched and mismatched scores apart, as `accuracy_matched` and so on; none for other tasks."""
+    if len(task.test_splits) == 1:
+        return {}
+    scores = {}
+    for part, rows in table.groupby("part"):
+        of_part = GlueMetric(task).compute(
+            predictions=rows["prediction"].to_numpy(), references=rows["label"].to_numpy()
+        )
+        suffix = str(part).removeprefix("validation_")
+        scores |= {f"{metric}_{suffix}": value for metric, value in of_part.items()}
+    return scores

@@ -1,0 +1,80 @@
+"""Tokenising, padding and the order of examples."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from condlora.backbone import load_backbone
+from condlora.glue.batches import encode, evaluation_batches, padder, training_batches
+from condlora.glue.sources import load_text
+from tests.tasks import ROOT, load_task
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    cfg = OmegaConf.load(ROOT / "configs" / "backbone" / "tiny.yaml")
+    return load_backbone(cfg, num_labels=2)
+
+
+@pytest.fixture(scope="module")
+def encoded(backbone):
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("rte"))
+    return encode(
+        text["train"].select(range(40)), load_task("rte"), backbone.tokenizer, max_length=128
+    )
+
+
+def collate(backbone, padding="longest"):
+    return padder(backbone.tokenizer, padding=padding, max_length=128)
+
+
+def test_pairs_are_cut_at_the_maximum_length_and_counted(backbone):
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("rte"))
+    split, task = text["train"].select(range(40)), load_task("rte")
+    whole = encode(split, task, backbone.tokenizer, max_length=128)
+    lengths = [len(row["input_ids"]) for row in whole.rows]
+    cut = encode(split, task, backbone.tokenizer, max_length=16)
+    assert whole.truncated == 0
+    assert cut.truncated == sum(n > 16 for n in lengths) > 0
+    assert [len(row["input_ids"]) for row in cut.rows] == [min(n, 16) for n in lengths]
+
+
+def test_each_epoch_sees_every_example_once_in_another_order(backbone, encoded):
+    batches = training_batches(encoded, collate(backbone), batch_size=16, seed=5)
+    orders = []
+    for epoch in (0, 1, 0):
+        batches.sampler.set_epoch(epoch)
+        orders.append(list(batches.sampler))
+    assert sorted(orders[0]) == list(range(40))
+    assert orders[0] == orders[2] != orders[1]
+    other = training_batches(encoded, collate(backbone), batch_size=16, seed=6)
+    assert list(other.sampler) != orders[0]
+
+
+def test_drawing_batches_leaves_the_dropout_stream_alone(backbone, encoded):
+    torch.manual_seed(3)
+    untouched = torch.get_rng_state()
+    list(training_batches(encoded, collate(backbone), batch_size=16, seed=5))
+    list(evaluation_batches(encoded, collate(backbone), batch_size=16)[0])
+    assert torch.equal(torch.get_rng_state(), untouched)
+
+
+def test_padding_to_the_longest_or_to_the_maximum_gives_equal_logits(backbone, encoded):
+    logits = {}
+    for padding in ("longest", "max_length"):
+        batches, order = evaluation_batches(encoded, collate(backbone, padding), batch_size=8)
+        with torch.no_grad():
+            outputs = [
+                backbone.model(**{k: v for k, v in b.items() if k != "labels"}).logits
+                for b in batches
+            ]
+        logits[padding] = torch.empty(40, 2).index_copy_(0, order, torch.cat(outputs))
+    assert torch.allclose(logits["longest"], logits["max_length"], atol=1e-6)
+
+
+def test_evaluation_batches_are_sorted_and_their_order_is_told(backbone, encoded):
+    batches, order = evaluation_batches(encoded, collate(backbone), batch_size=16)
+    labels = torch.cat([batch["labels"] for batch in batches])
+    lengths = [len(encoded.rows[i]["input_ids"]) for i in order]
+    assert lengths == sorted(lengths)
+    assert torch.equal(labels, encoded.labels[order])

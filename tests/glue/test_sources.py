@@ -1,0 +1,194 @@
+"""The three sources: a GLUE download folder with its quirks, save_to_disk, the hub (a stand-in), and ours."""
+
+import datasets
+import pytest
+from omegaconf import OmegaConf
+
+from condlora.errors import DataError, NetworkError
+from condlora.glue.sources import load_text
+from condlora.glue.splits import make_splits, split_sha256
+from tests.tasks import GLUE_TASKS, ROOT, load_task
+
+REAL = ROOT.parent / "shared" / "glue_data"
+OFFICIAL = ["cola", "mrpc", "rte", "sst2", "stsb"]
+
+
+def directory(root):
+    return OmegaConf.create({"source": "directory", "root": str(root)})
+
+
+def write(folder, name, text, encoding="utf-8"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text.encode(encoding))
+
+
+@pytest.mark.parametrize("name", GLUE_TASKS)
+def test_synthetic_has_the_columns_and_splits_of_glue(name):
+    task = load_task(name)
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), task)
+    assert {"train", *task.test_splits} <= set(text)
+    assert {*task.fields, "label"} <= set(text["train"].column_names)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_real_download_folder_has_the_official_counts(name):
+    if not REAL.is_dir():
+        pytest.skip(f"no GLUE download folder at {REAL}: the data are not part of the repository")
+    task = load_task(name)
+    text = load_text(directory(REAL), task)
+    assert len(text["train"]) == task.official_rows["train"]
+    assert len(text["validation"]) == task.official_rows["test"]["validation"]
+
+
+def test_cola_has_no_header_and_lone_quotes_stand(tmp_path):
+    rows = "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t*\t\"One more pseudo.\x12\n"
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "CoLA", name, rows)
+    text = load_text(directory(tmp_path), load_task("cola"))
+    assert text["train"]["sentence"][:] == ["Our friends won't buy this.", '"One more pseudo.\x12']
+    assert text["train"]["label"][:] == [1, 0]
+
+
+def test_byte_order_mark_windows_line_ends_and_words_as_labels(tmp_path):
+    rows = (
+        "index\tsentence1\tsentence2\tlabel\r\n0\ta\tb\tentailment\r\n1\tc\td\tnot_entailment\r\n"
+    )
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "RTE", name, rows, encoding="utf-8-sig")
+    text = load_text(directory(tmp_path), load_task("rte"))
+    assert text["validation"].to_dict() == {
+        "sentence1": ["a", "c"],
+        "sentence2": ["b", "d"],
+        "label": [0, 1],
+    }
+
+
+def test_qqp_rows_cut_off_in_mid_line_are_left_out(tmp_path):
+    rows = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\ta?\tb?\t1\n4\t5\tbroken\n6\t7\t8\tc?\td?\t0\n"
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "QQP", name, rows)
+    assert len(load_text(directory(tmp_path), load_task("qqp"))["train"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("sentence\tlabel\nfine\t1\nbad\t7\n", r"train.tsv, line 3: '7' is no label of SST-2"),
+        ("sentence\tlabel\nfine\n", r"train.tsv, line 2 has 1 of 2 columns"),
+        ("text\tlabel\nfine\t1\n", r"train.tsv, line 1: there is no column 'sentence'"),
+        ("sentence\tlabel\n", r"split 'train' of sst2 is empty"),
+    ],
+)
+def test_malformed_file_is_named_with_its_line(tmp_path, rows, message):
+    write(tmp_path / "SST-2", "train.tsv", rows)
+    write(tmp_path / "SST-2", "dev.tsv", "sentence\tlabel\nfine\t1\n")
+    with pytest.raises(DataError, match=message):
+        load_text(directory(tmp_path), load_task("sst2"))
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path):
+    write(tmp_path / "SST-2", "train.tsv", "sentence\tlabel\nfine\t1\ncafé\t0\n", "latin-1")
+    with pytest.raises(DataError, match=r"train.tsv, line 3 is not UTF-8"):
+        load_text(directory(tmp_path), load_task("sst2"))
+
+
+@pytest.mark.parametrize("score", ["5.1", "high", "nan"])
+def test_stsb_scores_are_numbers_from_0_to_5(tmp_path, score):
+    write(tmp_path / "STS-B", "train.tsv", f"sentence1\tsentence2\tscore\na\tb\t{score}\n")
+    with pytest.raises(DataError, match="no score from 0 to 5"):
+        load_text(directory(tmp_path), load_task("stsb"))
+
+
+def test_missing_file_and_missing_folder(tmp_path):
+    with pytest.raises(DataError, match=r"RTE/train.tsv is missing"):
+        load_text(directory(tmp_path), load_task("rte"))
+    with pytest.raises(DataError, match="does not exist: set data.root"):
+        load_text(directory(tmp_path / "nowhere"), load_task("rte"))
+
+
+def test_save_to_disk_folder(tmp_path):
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("rte"))
+    text.save_to_disk(str(tmp_path / "rte"))
+    loaded = load_text(directory(tmp_path), load_task("rte"))
+    assert loaded["train"].to_dict() == text["train"].to_dict()
+
+
+HUB = OmegaConf.create(
+    {"source": "hub", "dataset": "nyu-mll/glue", "revision": "bcdcba79" + "0" * 32}
+)
+
+
+def test_hub_is_asked_for_the_pinned_revision(monkeypatch):
+    asked = []
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("cola"))
+
+    def stand_in(*names, revision):
+        asked.append((*names, revision))
+        return text
+
+    monkeypatch.setattr(datasets, "load_dataset", stand_in)
+    assert load_text(HUB, load_task("cola")) is text
+    assert asked == [("nyu-mll/glue", "cola", HUB.revision)]
+
+
+def test_no_network_is_said(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(NetworkError, match="use data=directory or data=synthetic"):
+        load_text(HUB, load_task("cola"))
+
+
+def rows(n, labels=(0, 1)):
+    return datasets.Dataset.from_dict(
+        {
+            "sentence": [f"s{i}" for i in range(n)],
+            "label": [labels[i % len(labels)] for i in range(n)],
+        }
+    )
+
+
+def test_split_is_the_authors():
+    """Their src/data/load_dataset.py: shuffle with seed 1, the first tenth is validation."""
+    text = datasets.DatasetDict(train=rows(96), validation=rows(10))
+    splits = make_splits(text, load_task("sst2"), "tenth_of_train")
+    shuffled = text["train"].shuffle(seed=1)["sentence"][:]
+    assert splits.validation["sentence"][:] == shuffled[:10]
+    assert splits.train["sentence"][:] == shuffled[10:]
+    assert splits.test["sentence"][:] == text["validation"]["sentence"][:]
+
+
+def test_second_recipe_holds_nothing_out():
+    text = datasets.DatasetDict(train=rows(20), validation=rows(10))
+    splits = make_splits(text, load_task("sst2"), "test")
+    assert len(splits.train) == 20
+    assert splits.validation["sentence"][:] == splits.test["sentence"][:]
+
+
+def test_mnli_test_set_is_matched_then_mismatched():
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("mnli"))
+    splits = make_splits(text, load_task("mnli"), "tenth_of_train")
+    matched = len(text["validation_matched"])
+    assert splits.test["premise"][:matched] == text["validation_matched"]["premise"][:]
+    assert splits.test_part[matched - 1 : matched + 1] == [
+        "validation_matched",
+        "validation_mismatched",
+    ]
+
+
+def test_hidden_and_single_labels_are_refused():
+    hidden = datasets.DatasetDict(train=rows(20), validation=rows(10, labels=(-1,)))
+    with pytest.raises(DataError, match="without public labels"):
+        make_splits(hidden, load_task("sst2"), "tenth_of_train")
+    single = datasets.DatasetDict(train=rows(20, labels=(1,)), validation=rows(10))
+    with pytest.raises(DataError, match="have one label"):
+        make_splits(single, load_task("sst2"), "tenth_of_train")
+
+
+def test_split_hash_follows_text_label_and_order():
+    task, base = load_task("sst2"), rows(6)
+    same = split_sha256(rows(6), task)
+    assert split_sha256(base, task) == same
+    assert split_sha256(base.select([1, 0, 2, 3, 4, 5]), task) != same
+    assert split_sha256(rows(6, labels=(1, 0)), task) != same

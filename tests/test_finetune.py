@@ -1,0 +1,235 @@
+"""One run from config to record, on a toy backbone."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from condlora import finetune
+from condlora.backbone import load_backbone, load_factors
+from condlora.errors import ConfigError, DivergedError, RunFolderError, UndefinedScore
+from condlora.glue.prepare import prepare
+from condlora.records import read_record, run_folder
+
+
+def one(tiny_cells, *overrides):
+    (cfg,) = tiny_cells(*overrides)
+    return cfg
+
+
+def adapter_of(cfg):
+    return load_file(run_folder(cfg) / "adapter" / "adapter_model.safetensors")
+
+
+def same_tensors(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def rte(tiny_cells):
+    return one(tiny_cells, "task=rte")
+
+
+def test_record_is_complete_and_scores_match_the_stored_predictions(rte):
+    record = finetune.run(rte)
+    folder = run_folder(rte)
+    assert record == read_record(folder) == json.loads((folder / "record.json").read_text())
+    assert record["status"] == "done"
+    assert record["steps"] == 6
+    assert record["parameters"]["adapter"] == 2 * 8 * (16 + 16)  # r (out + in) a kind
+    assert record["data"]["counts"]["test"] == len(
+        pd.read_parquet(folder / "predictions_test.parquet")
+    )
+    for split in ("validation", "test"):
+        table = pd.read_parquet(folder / f"predictions_{split}.parquet")
+        assert record[split]["accuracy"] == (table["label"] == table["prediction"]).mean()
+    curve = pd.read_csv(folder / "curve.csv")
+    assert curve["step"].tolist() == [3, 6]
+    assert record["validation"]["accuracy"] == curve["accuracy"].max()
+    assert record["best"]["step"] == curve.loc[curve["accuracy"].idxmax(), "step"]
+
+
+def test_finished_run_is_not_run_again(rte, monkeypatch):
+    record = finetune.run(rte)
+    monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained again"))
+    assert finetune.run(rte) == record
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_cells, tmp_path):
+    first, again = (one(tiny_cells, "task=rte", f"runs={tmp_path}/{n}") for n in "ab")
+    other = one(tiny_cells, "task=rte", "seed=1")
+    records = [finetune.run(cfg) for cfg in (first, again, other)]
+    assert same_tensors(adapter_of(first), adapter_of(again))
+    assert records[0]["test"] == records[1]["test"]
+    assert not same_tensors(adapter_of(first), adapter_of(other))
+
+
+@pytest.mark.parametrize("stream", ["initialisation", "data", "dropout"])
+def test_each_random_stream_matters(tiny_cells, tmp_path, monkeypatch, stream):
+    original = finetune.streams
+    first, second = (one(tiny_cells, "task=rte", f"runs={tmp_path}/{n}") for n in "ab")
+    finetune.run(first)
+    monkeypatch.setattr(
+        finetune, "streams", lambda seed, task: original(seed, task) | {stream: 12345}
+    )
+    finetune.run(second)
+    assert not same_tensors(adapter_of(first), adapter_of(second))
+
+
+def test_lora_and_condlora_of_one_seed_share_head_and_batches(tiny_cells, monkeypatch):
+    """What makes the comparison paired."""
+    heads, batches = [], []
+    original = finetune.training_batches
+    monkeypatch.setattr(
+        finetune,
+        "training_batches",
+        lambda *a, **k: batches.append(original(*a, **k)) or batches[-1],
+    )
+    for cfg in tiny_cells("task=rte", "adapter=lora,condlora"):
+        backbone = load_backbone(cfg.backbone, num_labels=2)
+        model = finetune.initialise(cfg, backbone, finetune.streams(cfg.seed, cfg.task.name))
+        heads.append([p for n, p in model.named_parameters() if "modules_to_save" in n])
+        finetune.run(cfg)
+    assert all(torch.equal(a, b) for a, b in zip(*heads, strict=True))
+    assert not torch.equal(heads[0][0], next(iter(backbone.model.classifier.parameters())))
+    assert list(batches[0].sampler) == list(batches[1].sampler)
+
+
+def test_streams_depend_on_seed_and_task_and_on_nothing_else():
+    assert finetune.streams(0, "rte") == finetune.streams(0, "rte")
+    seeds = {
+        s
+        for seed in (0, 1)
+        for task in ("rte", "cola")
+        for s in finetune.streams(seed, task).values()
+    }
+    assert len(seeds) == 12
+
+
+def test_stale_run_is_set_aside_and_done_anew(tiny_cells):
+    cfg = one(tiny_cells, "task=rte")
+    before = finetune.run(cfg)
+    changed = one(tiny_cells, "task=rte", "protocol.learning_rate=1e-3")
+    after = finetune.run(changed)
+    folder = run_folder(cfg)
+    assert after["recipe_hash"] != before["recipe_hash"]
+    aside = folder.with_name(f"{folder.name}.stale-{before['recipe_hash'][:8]}")
+    assert read_record(aside) == before
+    assert read_record(folder) == after
+
+
+def test_damaged_run_is_set_aside_and_done_anew(rte):
+    record = finetune.run(rte)
+    path = run_folder(rte) / "record.json"
+    path.write_text(path.read_text()[:100])
+    assert finetune.run(rte)["test"] == record["test"]
+    assert len(list(path.parent.parent.glob("seed-0.damaged-*"))) == 1
+
+
+def test_runtime_is_no_part_of_the_recipe(tiny_cells):
+    a = one(tiny_cells, "task=rte")
+    b = one(tiny_cells, "task=rte", "runtime.evaluation_batch_size=7", "runtime.padding=max_length")
+    assert finetune.recipe_hash(finetune.recipe(a)) == finetune.recipe_hash(finetune.recipe(b))
+
+
+def test_loss_that_is_not_finite_fails_the_run_with_a_record(tiny_cells):
+    cfg = one(tiny_cells, "task=rte", "protocol.learning_rate=1e30", "protocol.max_grad_norm=1e30")
+    with pytest.raises(DivergedError, match=r"lower protocol.learning_rate \(now 1e\+30\)"):
+        finetune.run(cfg)
+    record = read_record(run_folder(cfg))
+    assert record["status"] == "failed"
+    assert "lower protocol.learning_rate" in record["reason"]
+    assert "test" not in record
+
+
+def test_score_that_is_never_defined_fails_the_run(tiny_cells):
+    cfg = one(tiny_cells, "task=cola", "protocol.learning_rate=0.0")
+    with pytest.raises(UndefinedScore, match="matthews_correlation was undefined at every eval"):
+        finetune.run(cfg)
+    assert read_record(run_folder(cfg))["status"] == "failed"
+    curve = pd.read_csv(run_folder(cfg) / "curve.csv")
+    assert curve["matthews_correlation"].isna().all()
+
+
+def test_saved_adapter_that_scores_otherwise_is_refused(tiny_cells, monkeypatch):
+    cfg = one(tiny_cells, "task=rte")
+    original = finetune.save_adapter
+
+    def spoilt(model, folder):
+        original(model, folder)
+        from safetensors.torch import save_file
+
+        path = folder / "adapter_model.safetensors"
+        save_file({k: v * (-1) for k, v in load_file(path).items()}, path)
+
+    monkeypatch.setattr(finetune, "save_adapter", spoilt)
+    with pytest.raises(RunFolderError, match="where training saw"):
+        finetune.run(cfg)
+    assert read_record(run_folder(cfg))["status"] == "failed"
+
+
+def test_examples_longer_than_the_backbone_are_refused_before_anything_is_written(tiny_cells):
+    done = one(tiny_cells, "task=rte")
+    record = finetune.run(done)
+    with pytest.raises(ConfigError, match="set protocol.max_length=128"):
+        finetune.run(one(tiny_cells, "task=rte", "protocol.max_length=512"))
+    assert read_record(run_folder(done)) == record
+
+
+def test_early_stopping_counts_evaluations(tiny_cells, monkeypatch):
+    """Scores .5 .6 .6 .4 and patience 2: best at the second, stopped at the fourth."""
+    scores = iter([0.5, 0.6, 0.6, 0.4])
+    monkeypatch.setattr(finetune, "score", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"accuracy": 0.0}})
+    overrides = ["protocol.max_steps=30", "protocol.evaluate_every=3"]
+    cfg = one(tiny_cells, "task=rte", "protocol.early_stopping_patience=2", *overrides)
+    record = finetune.run(cfg)
+    assert record["stopped_early"]
+    assert (record["best"]["step"], record["steps"]) == (6, 12)
+
+
+def test_epochs_and_evaluation_each_epoch(tiny_cells):
+    overrides = ["protocol.max_steps=null", "protocol.epochs=2", "protocol.batch_size=600"]
+    cfg = one(tiny_cells, "task=rte", "protocol.evaluate_every=null", *overrides)
+    record = finetune.run(cfg)
+    steps = math.ceil(record["data"]["counts"]["train"] / 600)
+    curve = pd.read_csv(run_folder(cfg) / "curve.csv")
+    assert curve["step"].tolist() == [steps, 2 * steps]
+    assert record["train_examples_per_second"] > 0
+
+
+def test_select_last_keeps_the_last_step(tiny_cells, monkeypatch):
+    scores = iter([0.9, 0.1])
+    monkeypatch.setattr(finetune, "score", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"accuracy": 0.0}})
+    assert finetune.run(one(tiny_cells, "task=rte", "protocol.select=last"))["best"]["step"] == 6
+
+
+def test_standardised_targets_are_undone_in_the_predictions(tiny_cells):
+    cfg = one(tiny_cells, "task=stsb")
+    finetune.run(cfg)
+    table = pd.read_parquet(run_folder(cfg) / "predictions_test.parquet")
+    data = prepare(cfg)
+    # After six steps of a random toy the predictions hover around the training mean, in STS-B's own scale.
+    assert abs(table["prediction"].mean() - data.target_mean) < data.target_sd
+    assert data.target_mean == pytest.approx(data.train.labels.mean().item())
+    assert table["label"].between(0, 5).all()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "condlora"])
+def test_analysis_reads_the_factors_of_a_run(tiny_cells, adapter):
+    cfg = one(tiny_cells, "task=rte", f"adapter={adapter}")
+    finetune.run(cfg)
+    factors = load_factors(run_folder(cfg))
+    assert sorted(factors) == ["query", "value"]
+    for f in factors.values():
+        assert (f.W.shape, f.A.shape, f.B.shape) == ((3, 16, 16), (3, 8, 16), (3, 16, 8))
+        assert f.layers == [0, 1, 2]
+        assert f.B.abs().max() > 0  # trained
+    saved = adapter_of(cfg)
+    if adapter == "condlora":
+        theta = saved["base_model.condlora_theta_A.bert/encoder/layer/attention/self/value"]
+        assert torch.allclose(factors["value"].A[1], theta @ factors["value"].W[1].T)

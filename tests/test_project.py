@@ -1,0 +1,110 @@
+"""What holds for the project as a whole: every config composes, imports go one way, the README is true."""
+
+import ast
+import re
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from condlora.grid import compose_cells
+from condlora.records import recipe
+from tests.tasks import GLUE_TASKS, ROOT
+
+PROFILES = sorted(p.stem for p in (ROOT / "configs" / "profile").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_composes_into_complete_recipes(profile):
+    cells = compose_cells((f"profile={profile}",))
+    params = OmegaConf.load(ROOT / "configs" / "profile" / f"{profile}.yaml")
+    sweep = OmegaConf.select(params, "hydra.sweeper.params", default={})
+    expected = 1
+    for values in sweep.values():
+        expected *= len(str(values).split(","))
+    assert len(cells) == expected
+    for cfg in cells:
+        assert recipe(cfg)["protocol"]["learning_rate"] > 0
+
+
+@pytest.mark.parametrize("protocol", ["authors", "paper", "lora_setting"])
+def test_authors_protocols_cover_all_tasks_and_both_methods(protocol):
+    tasks = ",".join(GLUE_TASKS)
+    cells = compose_cells((f"protocol={protocol}", f"task={tasks}", "adapter=lora,condlora"))
+    assert len(cells) == 16
+    for cfg in cells:
+        plain = recipe(cfg)["protocol"]
+        assert plain["epochs"] > 0
+        assert plain["batch_size"] == 16
+
+
+def test_values_of_the_authors_scripts():
+    """A few cells against the released scripts, so that a slip in the tables shows."""
+    (cfg,) = compose_cells(("task=stsb", "adapter=lora", "protocol=authors"))
+    plain = recipe(cfg)
+    assert plain["protocol"]["learning_rate"] == 1.61048057994754e-3
+    assert plain["protocol"]["epochs"] == 100
+    assert plain["protocol"]["early_stopping_patience"] == 30
+    assert plain["protocol"]["warmup_ratio"] == 0.1
+    assert plain["adapter"]["config"]["r"] == plain["adapter"]["config"]["lora_alpha"] == 8
+    (paper,) = compose_cells(("task=sst2", "protocol=paper"))
+    assert recipe(paper)["protocol"]["epochs"] == 100
+    (second,) = compose_cells(("task=sst2", "protocol=lora_setting"))
+    assert recipe(second)["protocol"]["epochs"] == 60
+    assert recipe(second)["protocol"]["learning_rate"] == 5e-4
+    assert recipe(second)["adapter"]["config"]["lora_dropout"] == 0.1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_file_is_safe_yaml(path):
+    assert yaml.safe_load(path.read_text()) is not None
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_imports_go_one_way():
+    """configs -> condlora -> analysis: condlora knows no analysis, and the analysis never trains."""
+    for path in (ROOT / "condlora").rglob("*.py"):
+        assert not any(
+            name.split(".")[0] in ("analysis", "matplotlib") for name in imports(path)
+        ), path
+    for path in (ROOT / "analysis").rglob("*.py"):
+        forbidden = ("condlora.finetune", "condlora.glue", "condlora.evaluation", "accelerate")
+        assert not any(name.startswith(forbidden) for name in imports(path)), path
+
+
+def test_no_pickle_and_no_remote_code():
+    for folder in ("condlora", "analysis", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert not {"pickle", "dill", "joblib"} & {name.split(".")[0] for name in imports(path)}
+            assert "trust_remote_code=True" not in text
+            assert "torch.load(" not in text
+
+
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+
+
+def test_readme_names_what_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    for profile in re.findall(r"PROFILE=(\w+)", README):
+        assert profile in PROFILES
+    for path in re.findall(
+        r"(?:python |\]\()((?:scripts|analysis|results|docs|configs)/[\w./-]+)", README
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_overrides_compose():
+    commands = re.findall(r"^python scripts/train.py (.*)$", README, re.MULTILINE)
+    assert commands
+    for words in commands:
+        words = [w for w in words.split("#")[0].split() if not w.startswith(("-", "hydra"))]
+        assert compose_cells(tuple(words)), words
