@@ -1,0 +1,86 @@
+"""Time what the project promises: `python scripts/benchmark.py`, see configs/benchmark.yaml.
+
+One row a figure, with its limit, machine and commit; timings are not tests, a busy machine misses limits.
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+from analysis import subspace
+from condlora.cli import command
+from condlora.environment import ROOT, environment
+
+
+def analysis(cfg: DictConfig) -> dict[str, float]:
+    """CPU seconds on one thread: conversion matrices, six heat maps, LoRA against CondLoRA."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    d, r, kinds = cfg.hidden_size, cfg.rank, ("query", "value")
+
+    def draw(*shape):
+        return torch.randn(cfg.layers, *shape, generator=generator)
+
+    problems = [(draw(d, d), draw(r, d), draw(d, r), draw(r, d), draw(d, r)) for _ in kinds]
+    seconds = []
+    for _ in range(cfg.repeats):
+        started = time.process_time()
+        for W, A, B, other_A, other_B in problems:
+            converted = subspace.conversion_matrices(W, A, B)
+            subspace.conversion_maps(*converted, A, r, r)
+            subspace.adapter_phi(A, B, other_A, other_B, r, r)
+        seconds.append(time.process_time() - started)
+    return {"cpu_seconds": statistics.median(seconds)}
+
+
+def tests(_: DictConfig) -> dict[str, float]:
+    """Wall seconds of the whole test suite."""
+    return run([["-m", "pytest", str(ROOT / "tests")]])
+
+
+def embedded(_: DictConfig) -> dict[str, float]:
+    """Wall seconds and peak memory of the embedded profile with its analysis, from nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["profile=embedded", f"runs={folder}/runs"]
+        train = [str(ROOT / "scripts/train.py"), *words]
+        report = [str(ROOT / "analysis/report.py"), *words, f"results={folder}/results"]
+        return run([train, report])
+
+
+def run(commands: list[list[str]]) -> dict[str, float]:
+    started = time.perf_counter()
+    for words in commands:
+        subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+    return {"wall_seconds": time.perf_counter() - started, "memory_mib": peak}
+
+
+@command("benchmark")
+def main(cfg: DictConfig) -> None:
+    where = environment()
+    about = {"processor": where["processor"], "torch": where["versions"]["torch"]}
+    about |= {"commit": where["commit"], "dirty": where["dirty"]}
+    measures = {"analysis": analysis, "tests": tests, "embedded": embedded}
+    for name in cfg.measures:
+        limits = cfg.limits[name]
+        rows = [
+            {"measure": name, "figure": figure, "value": round(value, 3), "limit": limits.get(figure)} | about
+            for figure, value in measures[name](cfg).items()
+        ]  # fmt: skip
+        table = pd.DataFrame(rows)
+        path = Path(cfg.results) / "benchmark" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+        print(table.iloc[:, :4].to_string(index=False), f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()
