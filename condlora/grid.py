@@ -6,13 +6,16 @@ checked before anything is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
@@ -48,11 +51,23 @@ class Cell:
     record: dict | None
 
 
+@contextlib.contextmanager
+def _composing() -> Iterator[None]:
+    """Hydra's compose API on our configs, also from within a running Hydra application."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
 def compose_common(overrides: tuple[str, ...]) -> DictConfig:
     """The config that the runs of a command line share, with Hydra's own settings under `hydra`."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     plain = [o.input_line for o in parsed if not o.is_sweep_override()]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _composing():
         return compose("train", plain, return_hydra_config=True)
 
 
@@ -64,7 +79,7 @@ def compose_cells(overrides: tuple[str, ...]) -> tuple[DictConfig, ...]:
     jobs = BasicSweeper.split_arguments(
         OverridesParser.create().parse_overrides(swept), max_batch_size=None
     )[0]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _composing():
         return tuple(compose("train", job) for job in jobs)
 
 
