@@ -32,38 +32,48 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Check = Callable[[list[str]], None]
 
 
-def command(config_name: str, before: Check | None = None, after: Check | None = None):
-    """Decorate `main(cfg)` as the command configured by `configs/<config_name>.yaml`.
+def command(config: str, before: Check | None = None, after: Check | None = None):
+    """Decorate `main(cfg)` as the command configured by `configs/<config>.yaml` and the groups beside it.
 
     `before` is called with the command line's overrides before Hydra starts, to refuse what cannot run;
     `after` when all jobs have ended, to say what they came to.
     """
+    path = CONFIGS / config
 
     def decorate(function: Callable[[DictConfig], object]) -> Callable[[], None]:
+        raised: list[UserError] = []
+
+        def job(cfg: DictConfig) -> None:
+            try:
+                function(cfg)
+            except (
+                UserError
+            ) as error:  # past Hydra, which would print the overrides and a traceback
+                raised.append(error)
+
         @functools.wraps(function)
         def main() -> None:
             debug = "--debug" in sys.argv or bool(os.environ.get("HYDRA_FULL_ERROR"))
             sys.argv = [word for word in sys.argv if word != "--debug"]
-            os.environ["HYDRA_FULL_ERROR"] = (
-                "1"  # Hydra hands exceptions on instead of printing them
-            )
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # between libraries, nothing a user can mend
-            application = hydra.main(
-                version_base="1.3", config_path=str(CONFIGS), config_name=config_name
-            )(function)
+            # Hydra hands exceptions on instead of printing them.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            # Notices between libraries, nothing a user can mend.
+            warnings.simplefilter("ignore", FutureWarning)
             overrides = sys.argv[1:]
             asks_hydra = any(word.startswith("-") for word in overrides)  # --help, --cfg job, ...
             try:
                 if before is not None and not asks_hydra:
                     before(overrides)
-                application()
+                hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.name)(
+                    job
+                )()
+                if raised:
+                    raise raised[0]
                 if after is not None and not asks_hydra:
                     after(overrides)
             except KeyboardInterrupt:
                 print(
-                    "interrupted: the same command goes on where this one stopped, finished runs are kept.",
+                    "interrupted: the same command goes on here, finished runs are kept.",
                     file=sys.stderr,
                 )
                 sys.exit(130)

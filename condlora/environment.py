@@ -37,6 +37,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({_processor()})"
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself; where it does not, float32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -55,13 +62,16 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo; empty where there is none."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
 class PeakMemory:

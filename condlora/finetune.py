@@ -25,13 +25,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from transformers import get_linear_schedule_with_warmup
 
 from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
-from condlora.environment import PeakMemory, device_name, environment
+from condlora.environment import PeakMemory, device_name, environment, has_bf16
 from condlora.errors import (
     ConfigError,
     DeviceError,
@@ -143,27 +144,30 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
         DeviceError: the device is not there, or lacks the precision.
         ConfigError: a tracker is not installed, or several processes were started.
     """
-    device, precision = cfg.runtime.device, cfg.protocol.precision
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"Unknown runtime.device {device!r}: choose auto, cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "runtime.device=cuda, and no CUDA GPU is to be seen here: use runtime.device=auto."
+    device = find_device(cfg.runtime.device)
+    precision = cfg.protocol.precision
+    if precision not in ("auto", "no", "bf16", "fp16"):
+        raise ConfigError(
+            f"Unknown protocol.precision {precision!r}: choose auto, no, bf16 or fp16."
         )
-    if precision not in ("no", "bf16", "fp16"):
-        raise ConfigError(f"Unknown protocol.precision {precision!r}: choose no, bf16 or fp16.")
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "no"
     if cfg.runtime.threads:
         torch.set_num_threads(cfg.runtime.threads)
     trackers = list(cfg.runtime.trackers)
+    logging_dir = str(run_folder(cfg) / "trackers")
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # precision is the run's, not the process's
     try:
         accelerator = Accelerator(
-            cpu=device == "cpu",
+            cpu=device.type == "cpu",
             mixed_precision=precision,
             log_with=trackers or None,
-            project_config=ProjectConfiguration(logging_dir=str(run_folder(cfg) / "trackers")),
+            project_config=ProjectConfiguration(logging_dir=logging_dir),
         )
     except (ValueError, ImportError) as error:
-        if "fp16" in str(error) or "bf16" in str(error):
+        if precision in str(error):
             raise DeviceError(
                 f"This device has no {precision}: set protocol.precision=no."
             ) from error
@@ -178,11 +182,24 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
     return accelerator
 
 
+def find_device(name: str) -> torch.device:
+    """The device that `runtime.device` names; a DeviceError where it is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"Unknown runtime.device {name!r}: choose auto, cpu or cuda.")
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise DeviceError(
+            "runtime.device=cuda, and no CUDA GPU is to be seen here: use runtime.device=auto."
+        )
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
 def described_environment(accelerator: Accelerator) -> dict:
     """The environment of a record: versions, machine, commit, and the device this run is on."""
     return environment() | {
         "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
+        "precision": accelerator.mixed_precision,
     }
 
 

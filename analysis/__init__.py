@@ -1,0 +1,1 @@
+"""Reads run folders and makes the paper's tables, figures, claims and report; never trains."""

@@ -1,0 +1,178 @@
+"""Table 2: scores on the eight GLUE tasks, with mean, sd and number of seeds.
+
+Takes the records of finished runs; differences between methods are paired by task and seed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from omegaconf import DictConfig
+
+from analysis import typeset
+from analysis.figures import METHOD_STYLE, label, save
+from analysis.selection import (
+    REFERENCE,
+    TASKS,
+    adapter_order,
+    open_study,
+    published,
+)
+from analysis.significance import Summary, summarise
+from condlora.cli import command
+from condlora.grid import Cell
+
+AVERAGE = "average"
+POINTS = 100  # the paper gives scores in points
+
+
+def scores(cells: list[Cell]) -> pd.DataFrame:
+    """One row per finished run: task, adapter, seed, headline score in points, and every metric.
+
+    The row of the `average` task is a seed's mean over the eight tasks; it exists only where that
+    seed finished all eight. Metrics are fractions, as recorded.
+    """
+    rows = []
+    for cell in cells:
+        record = cell.record
+        row = {
+            "task": cell.task,
+            "adapter": cell.adapter,
+            "seed": cell.seed,
+            "headline": record["headline"],
+            "score_points": POINTS * record["test"][record["headline"]],
+            "majority_points": _points(record["data"]["majority_score"]),
+            "test_examples": record["data"]["counts"]["test"],
+            "validation_score_points": POINTS * record["validation"][record["headline"]],
+        }
+        rows.append(row | {f"test_{name}": value for name, value in record["test"].items()})
+    runs = pd.DataFrame(rows)
+    averages = [
+        {"task": AVERAGE, "adapter": adapter, "seed": seed, "score_points": group.mean()}
+        for (adapter, seed), group in runs.groupby(["adapter", "seed"]).score_points
+        if set(runs.task[group.index]) == set(TASKS)
+    ]
+    return pd.concat([runs, pd.DataFrame(averages)], ignore_index=True) if averages else runs
+
+
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
+    """Score of each other method less LoRA's, in points, for each task and seed both finished."""
+    wide = runs.pivot(index=["task", "seed"], columns="adapter", values="score_points")
+    if REFERENCE not in wide:
+        return pd.DataFrame(columns=["task", "seed", "adapter", "points"])
+    others = wide.drop(columns=REFERENCE).sub(wide[REFERENCE], axis=0)
+    return (
+        others.melt(ignore_index=False, var_name="adapter", value_name="points")
+        .dropna(subset="points")
+        .reset_index()
+    )
+
+
+def of(frame: pd.DataFrame, adapter: str, task: str, column: str) -> Summary:
+    """`column` of one method on one task, over seeds."""
+    return summarise(
+        frame.loc[(frame.adapter == adapter) & (frame.task == task), column].to_numpy()
+    )
+
+
+def table2(runs: pd.DataFrame) -> typeset.Table:
+    """Our rows, the paper's rows, and their differences."""
+    paper = published("table2")
+    adapters = sorted(set(runs.adapter), key=adapter_order)
+    gaps = differences(runs)
+
+    def ours(frame: pd.DataFrame, adapter: str, column: str) -> list[str]:
+        return _row(lambda task: typeset.spread(of(frame, adapter, task, column), _digits(task)))
+
+    def printed(value: Callable[[str], float]) -> list[str]:
+        return _row(lambda task: typeset.number(value(task), _digits(task)))
+
+    rows = [[label(a), *ours(runs, a, "score_points")] for a in adapters]
+    rows += [
+        [f"{label(a)} − {label(REFERENCE)}", *ours(gaps, a, "points")]
+        for a in adapters
+        if a != REFERENCE
+    ]
+    majority = runs.groupby("task").majority_points.first()
+    rows.append(["Commonest class", *printed(lambda task: majority.get(task, float("nan")))])
+
+    def published_score(adapter: str, task: str) -> float:
+        return paper["mean_of_row"][adapter] if task == AVERAGE else paper["scores"][adapter][task]
+
+    for a in paper["scores"]:
+        rows.append([f"Paper: {label(a)}", *printed(lambda t, a=a: published_score(a, t))])
+        printed_average = typeset.number(paper["printed_average"][a], 2)
+        rows[-1][-1:] = [typeset.number(paper["mean_of_row"][a], 3), printed_average]
+    rows.append(
+        [
+            "Paper: CondLoRA − LoRA",
+            *printed(lambda t: published_score("condlora", t) - published_score("lora", t)),
+        ]
+    )
+    for a in (a for a in paper["scores"] if a in adapters):
+        gap = printed(lambda t, a=a: of(runs, a, t, "score_points").mean - published_score(a, t))
+        rows.append([f"Ours − paper: {label(a)}", *gap])
+    return typeset.Table(
+        name="table2",
+        title="Table 2: GLUE scores in points",
+        header=["", *TASKS.values(), "Avg.", "Avg. as printed"],
+        rows=[row + [typeset.UNDEFINED] * (len(TASKS) + 3 - len(row)) for row in rows],
+        data=runs,
+        notes=[
+            "Mean ± sd over seeds (n); differences of methods are paired by seed. MNLI: accuracy over matched and mismatched together (apart "
+            "in the csv); CoLA: Matthews correlation; STS-B: Pearson correlation; elsewhere "
+            "accuracy. Avg.: the mean over the eight tasks of each seed that finished all eight.",
+            "Commonest class: accuracy of always answering the commonest training class; "
+            "not defined for CoLA's and STS-B's correlations.",
+            "The averages the paper prints are not the means of the rows it prints. Both are "
+            "shown: Avg. is the mean of the printed row, and differences use it.",
+        ],
+    )
+
+
+def draw_differences(runs: pd.DataFrame, folder: Path) -> Path | None:
+    """Dots: score of each method less LoRA's for every seed; None without a pair of runs."""
+    gaps = differences(runs)
+    if gaps.empty:
+        return None
+    tasks = [t for t in [*TASKS, AVERAGE] if t in set(gaps.task)]
+    adapters = sorted(set(gaps.adapter), key=adapter_order)
+    fig, ax = plt.subplots(figsize=(5.2, 0.32 * len(tasks) + 0.9), layout="constrained")
+    ax.axvspan(-1, 1, color="0.92", label="within 1 point")
+    ax.axvline(0, color="0.4", linewidth=0.8)
+    for n, adapter in enumerate(adapters):
+        chosen = gaps[(gaps.adapter == adapter) & gaps.task.isin(tasks)]
+        style = METHOD_STYLE.get(adapter, {"label": adapter})
+        height = [tasks.index(task) + 0.15 * n for task in chosen.task]
+        ax.scatter(chosen.points, height, s=22, linewidths=0, alpha=0.8, **style)
+    ax.set_yticks(range(len(tasks)), [TASKS.get(task, "Avg.") for task in tasks])
+    ax.invert_yaxis()
+    ax.set_xlabel("score less LoRA's of the same seed, points")
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(fig, folder / "table2_differences", gaps)[0]
+
+
+def _row(text: Callable[[str], str]) -> list[str]:
+    return [text(task) for task in [*TASKS, AVERAGE]]
+
+
+def _digits(task: str) -> int:
+    return 2 if task == AVERAGE else 1  # as the paper prints them
+
+
+def _points(fraction: float | None) -> float:
+    return float("nan") if fraction is None else POINTS * fraction
+
+
+@command("analysis/settings")
+def main(cfg: DictConfig) -> None:
+    study = open_study(cfg)
+    runs = scores(study.done)
+    typeset.write(table2(runs), study.folder / "tables")
+    draw_differences(runs, study.folder / "figures")
+    print(f"Table 2: {study.folder / 'tables' / 'table2.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The mathematics of the paper's Figure 1 and Table 3: pure functions on stacks of matrices.
+
+Every function takes tensors of any floating type, computes in float64 and works on all leading
+dimensions (runs, draws, layers) in one call. Equation numbers are those of Kim et al., arXiv
+2403.14946; W is the torch weight (out, in) of a frozen projection, A is (r, in), B is (out, r).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class NotInvertible(ValueError):
+    """W0 has no usable inverse, so its conversion matrices (equations 3 and 4) are not defined."""
+
+
+def left_basis(X: Tensor, k: int) -> Tensor:
+    """The k leading left singular vectors of X.
+
+    X (..., d, m), any float type; returns float64 (..., d, k) with orthonormal columns. A matrix
+    whose rank is below k has no such subspace: its entries are NaN, never an arbitrary basis.
+    Raises ValueError if k is not in 1 ... min(d, m).
+    """
+    _check_count(k, X.shape[-2:])
+    # QR first: the SVD that follows is then of an m x m matrix, whatever d is.
+    Q, R = torch.linalg.qr(X.double())
+    U, S, _ = torch.linalg.svd(R, full_matrices=False)
+    return _undefined_below_rank(Q @ U[..., :k], S, k, max(X.shape[-2:]))
+
+
+def right_basis(X: Tensor, k: int) -> Tensor:
+    """The k leading right singular vectors of X (..., d, m), float64 (..., m, k); see above."""
+    return left_basis(X.mT, k)
+
+
+def left_basis_of_product(B: Tensor, A: Tensor, k: int) -> Tensor:
+    """The k leading left singular vectors of B A, without forming the product.
+
+    B (..., d, r) and A (..., r, m); returns float64 (..., d, k), NaN where the rank of the product
+    is below k. Its right singular vectors are the left ones of (B A)' = A' B'. Raises ValueError
+    if k is not in 1 ... min(d, r, m).
+    """
+    _check_count(k, (B.shape[-2], *A.shape[-2:]))
+    Q, R_B = torch.linalg.qr(B.double())
+    R_A = torch.linalg.qr(A.double().mT, mode="r").R
+    U, S, _ = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    return _undefined_below_rank(Q @ U[..., :k], S, k, max(B.shape[-2], A.shape[-1]))
+
+
+def phi(U_X: Tensor, U_Y: Tensor, i: int, j: int) -> Tensor:
+    """Similarity of subspaces, equation 2: ||U_X[:, :i]' U_Y[:, :j]||_F^2 / min(i, j).
+
+    U_X (..., d, >=i) and U_Y (..., d, >=j) with orthonormal columns, leading dimensions broadcast;
+    returns (...), between 0 (orthogonal) and 1 (one contains the other).
+    Raises ValueError if a basis has fewer columns than asked for.
+    """
+    _check_columns(U_X, U_Y, i, j)
+    return (U_X[..., :i].mT @ U_Y[..., :j]).square().sum(dim=(-2, -1)) / min(i, j)
+
+
+def phi_map(U_X: Tensor, U_Y: Tensor, i: int, j: int) -> Tensor:
+    """phi between every layer of one stack and every layer of another, in one matrix product.
+
+    U_X (..., L, d, >=i) and U_Y (..., M, d, >=j); returns (..., L, M), whose entry [l, m] compares
+    layer l of X (i vectors) with layer m of Y (j vectors). Errors as in phi.
+    """
+    _check_columns(U_X, U_Y, i, j)
+    rows = U_X[..., :i].mT.flatten(-3, -2)  # (..., L i, d)
+    columns = U_Y[..., :j].mT.flatten(-3, -2)  # (..., M j, d)
+    squares = (rows @ columns.mT).square()
+    squares = squares.unflatten(-2, (-1, i)).unflatten(-1, (-1, j))  # (..., L, i, M, j)
+    return squares.sum(dim=(-3, -1)) / min(i, j)
+
+
+def conversion_matrices(
+    W: Tensor, A: Tensor, B: Tensor, layers: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Conversion matrices W0->A = W^-1 A' and W0->B = W^-1 B, equations 3 and 4.
+
+    W (L, d, d); A (..., L, r, d) and B (..., L, d, r), where leading dimensions are runs or draws
+    on the same weights; returns two float64 (..., L, d, r). Each W is factorised once, in float64,
+    for all right-hand sides together; no inverse is formed. `layers` (L numbers, by default from
+    1) names the layers in errors. Raises NotInvertible for a W that is not square, not finite or
+    singular to working precision.
+    """
+    if W.shape[-2] != W.shape[-1]:
+        raise NotInvertible(
+            f"W0 is {W.shape[-2]} x {W.shape[-1]}; conversion matrices need a square weight"
+        )
+    LU, pivots, info = torch.linalg.lu_factor_ex(W.double())
+    _check_invertible(LU, info, layers or range(1, len(W) + 1))
+    right = torch.cat([A.double().mT, B.double()], dim=-1)  # (..., L, d, 2r)
+    lead, (d, width) = right.shape[:-3], right.shape[-2:]
+    columns = right.reshape(-1, len(W), d, width).permute(1, 2, 0, 3).reshape(len(W), d, -1)
+    solved = torch.linalg.lu_solve(LU, pivots, columns)
+    solved = solved.reshape(len(W), d, -1, width).permute(2, 0, 1, 3).reshape(*lead, -1, d, width)
+    r = A.shape[-2]
+    return solved[..., :r], solved[..., r:]
+
+
+def conversion_maps(
+    conversion_A: Tensor, conversion_B: Tensor, A: Tensor, i: int, j: int
+) -> dict[str, Tensor]:
+    """The heat maps of Figure 1 for A and B, and the one for B A: phi over all pairs of layers.
+
+    conversion_A and conversion_B (..., L, d, r), A (..., L, r, d); left singular vectors; returns
+    float64 (..., L, L) under "A", "B" and "BA". W^-1 B A is never formed: it is conversion_B A.
+    """
+    k = max(i, j)
+    bases = {
+        "A": left_basis(conversion_A, k),
+        "B": left_basis(conversion_B, k),
+        "BA": left_basis_of_product(conversion_B, A, k),
+    }
+    return {name: phi_map(U, U, i, j) for name, U in bases.items()}
+
+
+def adapter_phi(
+    A_X: Tensor, B_X: Tensor, A_Y: Tensor, B_Y: Tensor, i: int, j: int
+) -> dict[str, Tensor]:
+    """Table 3: phi between two adapters' matrices, layer by layer.
+
+    A (..., r, in) and B (..., out, r) of both; returns float64 (...) under "A" (right singular
+    vectors), "B" (left) and "delta_W" (left singular vectors of B A; scaling has no effect).
+    """
+    k = max(i, j)
+    return {
+        "A": phi(right_basis(A_X, k), right_basis(A_Y, k), i, j),
+        "B": phi(left_basis(B_X, k), left_basis(B_Y, k), i, j),
+        "delta_W": phi(
+            left_basis_of_product(B_X, A_X, k), left_basis_of_product(B_Y, A_Y, k), i, j
+        ),
+    }
+
+
+def gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal entries, float64, from the generator given and from nothing else."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+
+
+def random_phi(
+    shape: Sequence[int], i: int, j: int, *, draws: int, generator: torch.Generator
+) -> Tensor:
+    """The paper's random baseline: phi of independent Gaussian matrices, by the same phi.
+
+    shape (..., d, m) of the matrices compared; returns float64 (draws, ...).
+    """
+    k = max(i, j)
+    X, Y = (left_basis(gaussian((draws, *shape), generator), k) for _ in range(2))
+    return phi(X, Y, i, j)
+
+
+def expected_random_phi(i: int, j: int, d: int) -> float:
+    """Expectation of phi for independent, uniformly random subspaces of R^d: max(i, j) / d.
+
+    Each of the i j squared inner products of two random directions is 1 / d on average, and
+    i j / min(i, j) = max(i, j).
+    """
+    return max(i, j) / d
+
+
+def _check_count(k: int, sizes: Sequence[int]) -> None:
+    if not 1 <= k <= min(sizes):
+        raise ValueError(f"cannot take {k} singular vectors of a matrix of sizes {tuple(sizes)}")
+
+
+def _check_columns(U_X: Tensor, U_Y: Tensor, i: int, j: int) -> None:
+    if not (1 <= i <= U_X.shape[-1] and 1 <= j <= U_Y.shape[-1]):
+        raise ValueError(
+            f"phi was asked for i = {i} and j = {j} vectors of bases that have "
+            f"{U_X.shape[-1]} and {U_Y.shape[-1]}"
+        )
+
+
+def _undefined_below_rank(U: Tensor, S: Tensor, k: int, size: int) -> Tensor:
+    smallest, largest = S[..., k - 1], S[..., 0]
+    is_defined = smallest > largest * size * torch.finfo(S.dtype).eps
+    return torch.where(is_defined[..., None, None], U, torch.nan)
+
+
+def _check_invertible(LU: Tensor, info: Tensor, layers: Sequence[int]) -> None:
+    pivot = LU.diagonal(dim1=-2, dim2=-1).abs()
+    smallest, largest = pivot.amin(dim=-1), pivot.amax(dim=-1)
+    # A rank-deficient weight leaves a last pivot of rounding size, seldom an exact zero.
+    limit = largest * LU.shape[-1] * torch.finfo(LU.dtype).eps
+    is_bad = (info != 0) | ~(smallest > limit)  # the negation also catches NaN
+    if is_bad.any():
+        named = ", ".join(str(layers[n]) for n in is_bad.nonzero().flatten().tolist())
+        raise NotInvertible(
+            f"W0 of layer {named} is singular to working precision or not "
+            "finite; its conversion matrices are not defined"
+        )

@@ -1,0 +1,142 @@
+"""Figure 1: its numbers, its baselines, and files that are byte-equal when made again."""
+
+import numpy as np
+import pytest
+
+from analysis import conversion_similarity as figure1
+from analysis import figures, glue_scores, subspace
+from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
+from analysis.selection import load_stacks
+
+
+@pytest.fixture
+def cells(cell):
+    return [cell(task, "lora", seed) for task in ("mnli", "rte") for seed in (0, 1)] + [
+        cell("mnli", "condlora", 0)
+    ]
+
+
+@pytest.fixture
+def result(cells, load, settings):
+    return figure1.figure1(load_stacks(cells, load), settings)
+
+
+def test_means_are_over_pairs_of_different_layers(result, cells, load, weights):
+    factors = load(cells[1].folder)["value"]
+    maps = subspace.conversion_maps(
+        *subspace.conversion_matrices(weights, factors.A, factors.B), factors.A, 4, 4
+    )
+    phi = maps["A"].numpy()
+    v = result.values
+    row = v[(v.module == "value") & (v.matrix == "A") & (v.source == TRAINED)].iloc[1]
+    assert (row.task, row.seed_or_draw) == ("mnli", 1)
+    assert row.off_diagonal == pytest.approx((phi.sum() - 6) / 30)
+    assert row.deep == pytest.approx((phi[3, 4] + phi[3, 5] + phi[4, 5]) / 3)
+    assert row.shallow == pytest.approx((phi[0, 1] + phi[0, 2] + phi[1, 2]) / 3)
+    np.testing.assert_allclose(result.maps["value", "A", TRAINED, "mnli"][1], phi)
+
+
+def test_only_lora_runs_count(result):
+    assert result.summary("off_diagonal", "value", "A", TRAINED).n == 4
+
+
+def test_baselines_are_random_and_follow_their_seed(result, cells, load, settings):
+    gaussian = result.summary("off_diagonal", "value", "B", GAUSSIAN)
+    assert gaussian.n == 40
+    # 40 draws of 15 pairs, each with a deviation below 0.06.
+    assert gaussian.mean == pytest.approx(4 / 32, abs=0.01)
+    again = figure1.figure1(load_stacks(cells, load), settings)
+    for key, maps in result.maps.items():
+        assert maps.tobytes() == again.maps[key].tobytes()
+
+
+def test_the_control_shows_what_the_inverse_does_by_itself(cells, load, settings, weights):
+    """Where the small singular directions of W0 are shared, Gaussian A and B become alike."""
+    shared = weights.clone()
+    Vh = np.linalg.svd(weights[0].numpy())[2]
+    for n in range(len(shared)):
+        scale = np.concatenate([np.ones(28), np.full(4, 1e-3)])
+        shared[n] = shared.new_tensor(np.linalg.svd(weights[n].numpy())[0] * scale @ Vh)
+
+    def on_shared(folder):
+        found = load(folder)
+        for factors in found.values():
+            factors.W = shared
+        return found
+
+    result = figure1.figure1(load_stacks(cells, on_shared), settings)
+    assert result.summary("off_diagonal", "value", "A", CONTROL).mean > 0.9
+    assert result.summary("off_diagonal", "value", "A", GAUSSIAN).mean < 0.2
+
+
+def test_weights_without_inverse_are_said_and_not_drawn(cells, load, settings, tmp_path):
+    def rectangular(folder):
+        found = load(folder)
+        found["value"].W = found["value"].W[..., :16]
+        found["query"].W = found["query"].W * 0
+        return found
+
+    result = figure1.figure1(load_stacks(cells, rectangular), settings)
+    assert len(result.notes) == 2 and "32 x 16" in " ".join(result.notes)
+    assert result.values.empty
+    assert figure1.draw(result, tmp_path) == {}
+
+
+@pytest.fixture(scope="module")
+def drawn(cell, load, settings, tmp_path_factory):
+    """Value modules of one task with two seeds: what Figure 1 rests on, and where it is drawn."""
+    stacks = load_stacks([cell("mnli", "lora", seed) for seed in (0, 1)], load)
+    result = figure1.figure1([s for s in stacks if s.module == "value"], settings)
+    folder = tmp_path_factory.mktemp("figures")
+    assert set(figure1.draw(result, folder)) == {"figure1", "figure1_value"}
+    return result, folder
+
+
+def test_figures_are_byte_equal_on_repeat(drawn, tmp_path):
+    result, folder = drawn
+    figure1.draw(result, tmp_path / "second")
+    first = sorted(folder.iterdir())
+    assert len(first) == 6 and {path.suffix for path in first} == {".png", ".pdf", ".csv"}
+    for path in first:
+        data = path.read_bytes()
+        assert data == (tmp_path / "second" / path.name).read_bytes(), path.name
+        assert b"CreationDate" not in data and b"matplotlib" not in data.lower()[:2000]
+
+
+def test_csv_of_the_figure_holds_what_is_drawn(drawn):
+    result, folder = drawn
+    lines = (folder / "figure1.csv").read_text().splitlines()
+    assert lines[0] == "module,matrix,source,task,layer_x,layer_y,phi,phi_mean,phi_sd,n"
+    assert len(lines) == 1 + 2 * 3 * 36
+    control = [line.split(",") for line in lines if CONTROL in line]
+    phi = result.maps["value", "A", CONTROL, ""][:2].mean(axis=0)  # two seeds, so two draws
+    assert float(control[1][6]) == pytest.approx(phi[0, 1], rel=1e-6)
+
+
+def test_the_papers_panel_is_taken_where_it_ran(result, cell, load, settings):
+    assert figure1.paper_panel(result) == ("mnli", "value")
+    other = figure1.figure1(load_stacks([cell("rte", "lora", 0)], load), settings)
+    assert figure1.paper_panel(other) == ("rte", "query")
+
+
+def test_heat_map_leaves_the_diagonal_and_keeps_its_scale():
+    fig, ax = figures.plt.subplots()
+    image = figures.heatmap(np.full((3, 3), 0.5), ax, title="", limit=0.75, layers=[1, 2, 3])
+    shown = image.get_array()
+    assert shown.mask.diagonal().all() and shown.mask.sum() == 3
+    assert image.get_clim() == (0, 0.75)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3"]
+    figures.plt.close(fig)
+
+
+@pytest.mark.parametrize(("value", "limit"), [(0.0301, 0.05), (0.05, 0.05), (0.8, 1.0)])
+def test_colour_limits_are_never_below_the_values(value, limit):
+    assert figures.round_up(value) == limit
+
+
+def test_differences_are_drawn_only_for_pairs(cell, tmp_path):
+    alone = glue_scores.scores([cell("rte", "lora", 0)])
+    assert glue_scores.draw_differences(alone, tmp_path) is None
+    pair = glue_scores.scores([cell("rte", "lora", 0), cell("rte", "condlora", 0, 0.7)])
+    assert glue_scores.draw_differences(pair, tmp_path).is_file()
+    assert "condlora,-10" in (tmp_path / "table2_differences.csv").read_text()

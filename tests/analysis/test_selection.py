@@ -1,0 +1,66 @@
+"""Which runs are read, and in which order."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from analysis import selection
+from condlora.errors import NoFinishedRuns
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis.yaml"
+
+
+@pytest.fixture
+def config(tmp_path):
+    cfg = OmegaConf.load(CONFIG)
+    cfg.runs, cfg.results = str(tmp_path / "runs"), str(tmp_path / "results")
+    return cfg
+
+
+def test_newest_profile_is_the_default(config, monkeypatch, grid):
+    monkeypatch.setattr(selection, "newest_profile", lambda runs: "newest")
+    monkeypatch.setattr(selection, "survey", lambda profile, runs: grid)
+    study = selection.open_study(config)
+    assert study.profile == "newest" and study.folder == Path(config.results) / "newest"
+    config.profile_name = "embedded"
+    assert selection.open_study(config).profile == "embedded"
+
+
+def test_a_profile_without_a_finished_run_is_an_error_with_a_next_step(
+    config, monkeypatch, cell, spoil
+):
+    cells = [spoil(cell("rte", "lora", 0), "failed", "no")]
+    monkeypatch.setattr(selection, "survey", lambda profile, runs: cells)
+    config.profile_name = "embedded"
+    with pytest.raises(NoFinishedRuns, match="'embedded' has no finished run"):
+        selection.open_study(config)
+
+
+def test_profile_on_the_command_line_becomes_the_setting(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    selection.name_profile(["profile=embedded", "runs=a/profile=b", "i=4"])
+    assert sys.argv == ["report.py", "profile_name=embedded", "runs=a/profile=b", "i=4"]
+
+
+def test_finished_runs_come_in_the_papers_order(cell, spoil):
+    cells = [cell("stsb", "lora", 0), cell("mnli", "vera", 0), cell("mnli", "condlora", 1)]
+    cells += [cell("mnli", "condlora", 0), cell("mnli", "lora", 0), cell("own_task", "lora", 0)]
+    cells += [spoil(cell("mnli", "lora", 3), state) for state in ("failed", "stale", "running")]
+    cells += [spoil(cell("mnli", "lora", 4), state) for state in ("damaged", "missing")]
+    found = [(c.task, c.adapter, c.seed) for c in selection.finished(cells)]
+    assert found == [
+        ("mnli", "lora", 0),
+        ("mnli", "condlora", 0),
+        ("mnli", "condlora", 1),
+        ("mnli", "vera", 0),
+        ("stsb", "lora", 0),
+        ("own_task", "lora", 0),
+    ]
+
+
+def test_baselines_start_from_their_seed_each_time(settings):
+    first, second = settings.generator(), settings.generator()
+    assert first.initial_seed() == second.initial_seed() == 0
+    assert settings.counts(4) == (4, 4)

@@ -1,0 +1,195 @@
+"""Tables 2, 3 and 4 on small grids whose numbers are worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import adapter_similarity, efficiency, glue_scores, typeset
+from analysis.selection import TASKS, Settings, finished, load_stacks, published
+from analysis.significance import Summary, exceeds, summarise
+from condlora.errors import UserError
+
+
+def test_summarise_by_hand():
+    assert summarise([1.0, 2.0, 6.0]) == Summary(3.0, pytest.approx(math.sqrt(7)), 3)
+    one, none, broken = summarise([4.0]), summarise([]), summarise([1.0, math.nan])
+    assert one.mean == 4 and math.isnan(one.sd) and one.n == 1
+    assert math.isnan(none.mean) and none.n == 0
+    assert math.isnan(broken.mean)
+    with pytest.raises(ValueError, match="flat list"):
+        summarise(np.ones((2, 2)))
+
+
+def test_exceeding_needs_two_deviations_and_decides_nothing_without_them():
+    assert exceeds(3.01, Summary(1.0, 1.0, 5)) is True
+    assert exceeds(2.99, Summary(1.0, 1.0, 5)) is False
+    assert exceeds(2.99, Summary(1.0, math.nan, 1)) is None
+    assert exceeds(math.nan, Summary(1.0, 1.0, 5)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (-1.25, 1, "−1.2"),
+        (-0.04, 1, "0.0"),
+        (1234.5, 1, "1,234.5"),
+        (None, 1, "–"),
+        (math.nan, 2, "–"),
+    ],
+)
+def test_numbers_as_text(value, digits, text):
+    assert typeset.number(value, digits) == text
+
+
+def row(table, name):
+    return next(dict(zip(table.header, r, strict=True)) for r in table.rows if r[0] == name)
+
+
+def test_failed_and_stale_runs_are_not_averaged(cell, spoil):
+    cells = [
+        cell("rte", "lora", 0, 0.50),
+        cell("rte", "lora", 1, 0.60),
+        spoil(cell("rte", "lora", 2, 0.99), "failed", "out of memory"),
+        spoil(cell("rte", "lora", 3, 0.99), "stale", "made by another recipe"),
+        spoil(cell("rte", "lora", 4, 0.99), "running"),
+        cell("rte", "condlora", 1, 0.57),
+    ]
+    runs = glue_scores.scores(finished(cells))
+    table = glue_scores.table2(runs)
+    assert row(table, "LoRA")["RTE"] == "55.0 ± 7.1 (2)"
+    assert row(table, "CondLoRA")["RTE"] == "57.0 ± – (1)"
+    # Paired by seed: 57 less seed 1's 60, not less the mean 55.
+    assert row(table, "CondLoRA − LoRA")["RTE"] == "−3.0 ± – (1)"
+    assert row(table, "Commonest class")["RTE"] == "50.0"
+    assert row(table, "LoRA")["MNLI"] == "–"
+    assert row(table, "LoRA")["Avg."] == "–"
+
+
+def test_average_is_over_seeds_that_finished_all_eight_tasks(cell):
+    cells = [cell(task, "lora", 0, 0.1 * n) for n, task in enumerate(TASKS)]
+    cells += [cell(task, "lora", 1, 0.9) for task in list(TASKS)[1:]]
+    table = glue_scores.table2(glue_scores.scores(finished(cells)))
+    assert row(table, "LoRA")["Avg."] == "35.00 ± – (1)"
+    assert row(table, "Ours − paper: LoRA")["Avg."] == typeset.number(35 - 84.225, 2)
+
+
+def test_the_papers_scores_stand_as_printed_beside_their_mean(grid):
+    table = glue_scores.table2(glue_scores.scores(finished(grid)))
+    paper = row(table, "Paper: CondLoRA")
+    assert [paper[name] for name in TASKS.values()] == [
+        "86.5",
+        "93.8",
+        "86.6",
+        "61.1",
+        "91.8",
+        "90.1",
+        "74.2",
+        "90.3",
+    ]
+    assert (paper["Avg."], paper["Avg. as printed"]) == ("84.300", "83.42")
+    assert row(table, "Paper: CondLoRA − LoRA")["STS-B"] == "1.0"
+    assert table.header[1:9] == ["MNLI", "SST-2", "MRPC", "CoLA", "QNLI", "QQP", "RTE", "STS-B"]
+
+
+def test_published_means_are_the_means_of_the_published_rows():
+    paper = published("table2")
+    for adapter, scores in paper["scores"].items():
+        assert list(scores) == paper["tasks"] == list(TASKS)
+        assert paper["mean_of_row"][adapter] == pytest.approx(np.mean(list(scores.values())))
+    assert all(len(row) == 12 for row in published("table3")["phi"].values())
+
+
+def test_scores_csv_keeps_every_run_and_mnli_apart(grid, tmp_path):
+    table = glue_scores.table2(glue_scores.scores(finished(grid)))
+    csv = typeset.write(table, tmp_path)[0].read_text()
+    assert csv.splitlines()[0].startswith("task,adapter,seed,headline,score_points,majority_points")
+    assert "test_accuracy_matched,test_accuracy_mismatched" in csv.splitlines()[0]
+    assert len(csv.splitlines()) == 1 + 32 + 4  # header, runs, four averages of a seed
+
+
+def test_speed_is_paired_and_parameters_are_counted(cell, spoil):
+    cells = [
+        cell("rte", "lora", 0, train_examples_per_second=100.0, train_seconds=2.0),
+        cell("rte", "condlora", 0, train_examples_per_second=110.0, train_seconds=2.0),
+        cell("sst2", "lora", 0, train_examples_per_second=400.0, train_seconds=1.0),
+        cell("sst2", "condlora", 0, train_examples_per_second=360.0, train_seconds=1.0),
+        cell("mnli", "lora", 0, train_examples_per_second=9.0),  # no partner: in no comparison
+        spoil(cell("mnli", "condlora", 0, train_examples_per_second=900.0), "failed", "no"),
+    ]
+    runs = efficiency.costs(finished(cells))
+    found = efficiency.ratios(runs, "train_examples_per_second")
+    assert sorted(found.ratio) == pytest.approx([0.9, 1.1])
+    assert efficiency.overall_speed(runs) == pytest.approx({"lora": 200.0, "condlora": 580 / 3})
+    ours = row(efficiency.table4(runs), "CondLoRA")
+    assert ours["adapter parameters"] == "512"
+    assert ours["ratio to LoRA"] == "0.1667"
+    assert ours["ratio to LoRA, same task and seed"] == "1.000 ± 0.141 (2)"
+    assert row(efficiency.table4(runs), "LoRA")["adapter parameters"] == "3,072"
+    assert row(efficiency.table4(runs), "Paper: CondLoRA")["ratio to LoRA"] == "0.0833"
+    by_task = {tuple(r[:2]): r[3] for r in efficiency.table_by_task(runs).rows}
+    assert by_task["MNLI", "LoRA"] == "–"
+    assert by_task["RTE", "CondLoRA"] == "1.100 ± – (1)"
+
+
+def test_table3_compares_runs_of_the_same_task_and_seed(cell, load, settings):
+    def same_matrices(folder):
+        # CondLoRA's run of a task and seed gets the matrices of LoRA's run of that task and seed.
+        return load(str(folder).replace("condlora", "lora"))
+
+    cells = [cell("rte", "lora", 0), cell("rte", "condlora", 0)]
+    cells += [cell("mnli", "condlora", 1), cell("mnli", "lora", 1), cell("mnli", "lora", 0)]
+    result = adapter_similarity.compare(load_stacks(cells, same_matrices), settings)
+    assert np.allclose(result.values.phi, 1)
+    assert result.values[["task", "seed"]].drop_duplicates().to_numpy().tolist() == [
+        ["rte", 0],
+        ["mnli", 1],
+    ]
+    assert result.counts == {"query": (4, 4, 4), "value": (4, 4, 4)}
+    assert result.expected["value", "A"] == 4 / 32
+    assert result.random("value", "A").mean == pytest.approx(4 / 32, abs=0.01)
+    table = adapter_similarity.table3(result)
+    ours = row(table, "value, ΔW")
+    assert ours["1"] == "1.000 ± 0.000" and ours["7"] == "–" and ours["n"] == "2"
+    assert row(table, "Paper: value, ΔW")["12"] == "0.12"
+
+
+def test_table3_of_one_method_alone_is_empty(cell, load, settings):
+    result = adapter_similarity.compare(load_stacks([cell("rte", "lora", 0)], load), settings)
+    assert result.values.empty and not result.counts
+
+
+def test_runs_on_other_weights_are_not_mixed(cell, load):
+    def other_weights(folder):
+        found = load(folder)
+        if "mnli" in str(folder):
+            found["value"].W = found["value"].W + 1
+        return found
+
+    with pytest.raises(UserError, match=r"mnli.* other frozen weights"):
+        load_stacks([cell("rte", "lora", 0), cell("mnli", "lora", 0)], other_weights)
+
+
+def test_more_vectors_than_the_rank_are_refused(cell, load):
+    settings = Settings(i=5, j=None, baseline_seed=0, baseline_draws=2)
+    with pytest.raises(UserError, match="i = 5 and j = 4"):
+        adapter_similarity.compare(
+            load_stacks([cell("rte", "lora", 0), cell("rte", "condlora", 0)], load), settings
+        )
+
+
+def test_tables_escape_what_their_formats_would_take_as_markup(tmp_path):
+    import pandas as pd
+
+    table = typeset.Table("t", "100 % of a_b", ["x|y", "n"], [["<b> & _c_", "−1"]], pd.DataFrame())
+    assert r"\<b> &amp; \_c\_" in typeset.markdown(table).replace("&lt;", r"\<")
+    assert r"x\|y" in typeset.markdown(table)
+    assert r"<b> \& \_c\_ & $-$1 \\" in typeset.tex(table)
+
+
+def test_stacks_keep_the_order_of_their_cells(cell, load):
+    cells = [cell("rte", "lora", 1), cell("rte", "lora", 0)]
+    stack = next(s for s in load_stacks(cells, load) if s.module == "value")
+    assert [c.seed for c in stack.cells] == [1, 0]
+    assert torch.equal(stack.A[0], load(cells[0].folder)["value"].A)
