@@ -1,6 +1,5 @@
 """Which runs are read, and in which order."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from omegaconf import OmegaConf
 from analysis import selection
 from condlora.errors import NoFinishedRuns
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis" / "settings.yaml"
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def test_newest_profile_is_the_default(config, monkeypatch, grid):
     monkeypatch.setattr(selection, "survey", lambda profile, runs: grid)
     study = selection.open_study(config)
     assert study.profile == "newest" and study.folder == Path(config.results) / "newest"
-    config.profile_name = "embedded"
+    config.profile = "embedded"
     assert selection.open_study(config).profile == "embedded"
 
 
@@ -33,15 +32,9 @@ def test_a_profile_without_a_finished_run_is_an_error_with_a_next_step(
 ):
     cells = [spoil(cell("rte", "lora", 0), "failed", "no")]
     monkeypatch.setattr(selection, "survey", lambda profile, runs: cells)
-    config.profile_name = "embedded"
+    config.profile = "embedded"
     with pytest.raises(NoFinishedRuns, match="'embedded' has no finished run"):
         selection.open_study(config)
-
-
-def test_profile_on_the_command_line_becomes_the_setting(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["report.py"])
-    selection.name_profile(["profile=embedded", "runs=a/profile=b", "i=4"])
-    assert sys.argv == ["report.py", "profile_name=embedded", "runs=a/profile=b", "i=4"]
 
 
 def test_finished_runs_come_in_the_papers_order(cell, spoil):
