@@ -64,8 +64,8 @@ def heatmap(
 
 
 def round_up(value: float) -> float:
-    """The first of 0.02, 0.03, 0.05, 0.1, ... 1 not below `value`: the end of a colour scale."""
-    steps = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+    """The first of a few round numbers up to 1 that is not below `value`: the end of a colour scale."""
+    steps = (0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 0.75)
     return next((step for step in steps if value <= step), 1.0)
 
 

@@ -57,8 +57,7 @@ def command(config: str, before: Check | None = None, after: Check | None = None
             sys.argv = [word for word in sys.argv if word != "--debug"]
             # Hydra hands exceptions on instead of printing them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            # Notices between libraries, nothing a user can mend.
-            warnings.simplefilter("ignore", FutureWarning)
+            _silence_library_notices()
             overrides = sys.argv[1:]
             asks_hydra = any(word.startswith("-") for word in overrides)  # --help, --cfg job, ...
             try:
@@ -87,6 +86,14 @@ def command(config: str, before: Check | None = None, after: Check | None = None
         return main
 
     return decorate
+
+
+def _silence_library_notices() -> None:
+    """Hide warnings between libraries, which no user can mend, here and in a launcher's workers."""
+    warnings.simplefilter("ignore", FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    # joblib renews a worker that has grown by 300 MB, as one does that has seen several tasks.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
 
 
 def explain(error: BaseException) -> str | None:

@@ -120,6 +120,8 @@ def run(cfg: DictConfig) -> dict:
     except Exception as error:
         write_record(folder, record | failure(error))
         raise
+    finally:
+        accelerator.free_memory()  # it holds model and optimizer in cycles, which would pile up over a grid
     record |= summary(progress) | {
         "peak_memory_mib": memory.mib(),
         "total_seconds": time.perf_counter() - started,

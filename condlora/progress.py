@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+import threading
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -12,6 +14,11 @@ from tqdm.auto import tqdm
 def bars_wanted(setting: str) -> bool:
     """`runtime.progress`: bars, plain, or auto (bars where the output is a terminal)."""
     return setting == "bars" or (setting == "auto" and sys.stderr.isatty())
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process beside others that share the terminal."""
+    return multiprocessing.parent_process() is not None
 
 
 def say(text: str) -> None:
@@ -29,7 +36,7 @@ class RunBar:
             unit="step",
             position=1,
             leave=False,
-            disable=not bars_wanted(cfg.runtime.progress),
+            disable=is_worker() or not bars_wanted(cfg.runtime.progress),
         )
         self.shown: dict[str, str] = {}
 
@@ -51,31 +58,42 @@ class RunBar:
 
 
 class GridProgress(Callback):
-    """Hydra callback: the bar over the cells of a grid, with the time left."""
+    """Hydra callback: the bar over the runs of a grid, with the time left.
+
+    It counts finished records on disk, so it is right whatever launcher starts the runs and wherever.
+    """
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
+        self.over = threading.Event()
+
+    def __reduce__(self):
+        return (
+            GridProgress,
+            (),
+        )  # launchers send callbacks to their workers: bar and thread stay here
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         # Imported late: Hydra makes the callback before the grid's own imports are due.
         from condlora.grid import compose_cells, inspect
 
-        cells = [inspect(cfg) for cfg in compose_cells(tuple(config.hydra.overrides.task))]
-        done = sum(cell.state == "done" for cell in cells)
-        if len(cells) > 1:
-            say(f"{len(cells)} runs: {done} done, {len(cells) - done} to do")
-        self.bar = tqdm(
-            total=len(cells),
-            desc="grid",
-            unit="run",
-            position=0,
-            disable=len(cells) < 2 or not bars_wanted(config.runtime.progress),
-        )
+        configs = compose_cells(tuple(config.hydra.overrides.task))
+        left = [cfg for cfg in configs if inspect(cfg).state != "done"]
+        if len(configs) < 2:
+            return
+        say(f"{len(configs)} runs: {len(configs) - len(left)} done, {len(left)} to do")
+        if left and bars_wanted(config.runtime.progress):
+            self.bar = tqdm(total=len(left), desc="grid", unit="run", position=0)
+            threading.Thread(target=self._watch, args=(left,), daemon=True).start()
 
-    def on_job_end(self, config: DictConfig, **_) -> None:
-        if self.bar is not None:
-            self.bar.update()
+    def _watch(self, left: list[DictConfig]) -> None:
+        from condlora.grid import inspect
+
+        while not self.over.wait(timeout=2.0):
+            self.bar.n = sum(inspect(cfg).state in ("done", "failed") for cfg in left)
+            self.bar.refresh()
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
+        self.over.set()
         if self.bar is not None:
             self.bar.close()
