@@ -39,6 +39,8 @@ from condlora.grid import Cell
 TEMPLATES = Path(__file__).parent / "templates"
 VERDICTS = [claims.FAILS, claims.HOLDS, claims.NOT_RUN]  # what does not hold is said first
 
+PUBLISHED_PROTOCOLS = {"authors", "paper", "lora_setting"}
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -147,9 +149,10 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ),
         ("Truncated examples", _truncated(done)),
         ("Device", each("environment", "device")),
+        ("Mixed precision", each("environment", "precision")),
         (
             "Processor",
-            f"{each('environment', 'processor')}, {each('environment', 'threads')} threads",
+            f"{each('environment', 'processor')}; threads a run: {each('environment', 'threads')}",
         ),
         ("Platform", f"Python {each('environment', 'python')}, {each('environment', 'platform')}"),
         ("Versions", _listed(versions)),
@@ -178,6 +181,13 @@ def limits(done: list[Cell]) -> list[str]:
         lines.append(
             f"The data ({sources}) are not GLUE as published, so no score here is a GLUE score; "
             "a task is named after the GLUE task it stands in for."
+        )
+    protocols = {record["recipe"]["protocol"]["name"] for record in records}
+    if not protocols <= PUBLISHED_PROTOCOLS:
+        steps = [record["steps"] for record in records]
+        lines.append(
+            f"The protocol ({_listed(protocols)}) is not the authors': runs of {min(steps)} to {max(steps)} steps. "
+            "Where two methods differ here, training longer or another learning rate may move the difference."
         )
     seeds = len({cell.seed for cell in done})
     lines += [

@@ -108,3 +108,10 @@ def test_readme_overrides_compose():
     for words in commands:
         words = [w for w in words.split("#")[0].split() if not w.startswith(("-", "hydra"))]
         assert compose_cells(tuple(words)), words
+
+
+def test_readme_table_is_the_committed_one():
+    rows = re.findall(r"^\|.*\|$", README, re.MULTILINE)
+    table = (ROOT / "results" / "embedded" / "tables" / "table2.md").read_text()
+    assert len(rows) == 5
+    assert all(row in table for row in rows)

@@ -77,6 +77,7 @@ def make_record(task: str, adapter: str, seed: int, score: float, **changes) -> 
             "platform": "Linux",
             "processor": "a processor",
             "threads": 2,
+            "precision": "no",
             "device": "cpu",
             "versions": {"torch": "2.13.0", "peft": "0.21.2"},
             "commit": "abcdef0123456789",
