@@ -187,10 +187,6 @@ def fresh_model(backbone: Backbone) -> PreTrainedModel:
     model = copy.deepcopy(backbone.model)
     for name in backbone.head:
         for module in getattr(model, name).modules():
-            # transformers marks what it has initialised and then skips it
-            for marked in (module, *module.parameters(recurse=False)):
-                if hasattr(marked, "_is_hf_initialized"):
-                    del marked._is_hf_initialized
             model._init_weights(module)
     return model
 
