@@ -206,7 +206,7 @@ def add_adapter(model: PreTrainedModel, cfg: DictConfig, head: tuple[str, ...]) 
         if isinstance(cause, UserError):
             raise cause from None
         raise ConfigError(
-            f"adapter={cfg.name} is not accepted ({_first_line(error)}): check adapter.config.*."
+            f"adapter={cfg.name} is not accepted ({_first_line(cause or error)}): check adapter.config.*."
         ) from error
     except ValueError as error:
         if isinstance(error, UserError):
