@@ -1,4 +1,6 @@
-"""What all commands share: a Hydra application whose users' errors are a sentence and exit status 2 (1: a grid ran, not all of it).
+"""What all commands share: a Hydra application whose users' errors are a sentence and an exit status.
+
+2: nothing was started or the one thing asked for failed; 1: a grid ran, but not all of it.
 
 `HYDRA_FULL_ERROR=1` or `--debug` shows the traceback instead.
 """

@@ -1,6 +1,7 @@
 """What holds for the project as a whole: every config composes, imports go one way, the README is true."""
 
 import ast
+import copy
 import re
 
 import pytest
@@ -108,6 +109,24 @@ def test_readme_overrides_compose():
     for words in commands:
         words = [w for w in words.split("#")[0].split() if not w.startswith(("-", "hydra"))]
         assert compose_cells(tuple(words)), words
+
+
+def test_readme_use_in_your_own_code_runs(tmp_path, monkeypatch):
+    """The README's Python block, word for word, with a toy RoBERTa in place of the hub's."""
+    from transformers import AutoModelForSequenceClassification, RobertaConfig
+    from transformers import RobertaForSequenceClassification as Roberta
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    toy = Roberta(RobertaConfig(vocab_size=50, intermediate_size=24, **sizes))
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained", lambda name: copy.deepcopy(toy)
+    )
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert isinstance(names["model"], Roberta)
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_readme_table_is_the_committed_one():

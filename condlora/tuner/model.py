@@ -84,6 +84,11 @@ class CondLoraModel(BaseTuner):
                     "adapt them with separate adapters."
                 )
 
+    def _replace_module(self, parent, child_name, new_module, child) -> None:
+        # PEFT's own also copies `child.weight`, which a head of several layers (RoBERTa's) does not have;
+        # nothing needs it: our layers hold no tensors, and an unloaded module brings its own.
+        setattr(parent, child_name, new_module)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:  # as PEFT does for LoRA: master weights in float32

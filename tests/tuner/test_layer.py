@@ -187,6 +187,23 @@ def test_merge_and_unload_gives_a_plain_model(tiny_bert):
     assert torch.allclose(plain(**INPUT).logits, apart, atol=1e-5)
 
 
+def test_unloading_keeps_a_trained_head_of_several_layers():
+    """RoBERTa's head, the paper's, is a module without a weight of its own."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=50, intermediate_size=24, **sizes)
+    model = adapted(RobertaForSequenceClassification(config), task_type="SEQ_CLS")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    apart = model(**INPUT).logits
+    plain = model.merge_and_unload()
+    assert not any("condlora" in name for name, _ in plain.named_parameters())
+    assert torch.allclose(plain(**INPUT).logits, apart, atol=1e-5)
+
+
 def test_second_adapter_of_other_rank_form_and_targets(tiny_bert):
     model = adapted(tiny_bert())
     first = model(**INPUT).logits
