@@ -13,6 +13,7 @@ from analysis.selection import (
     REFERENCE,
     TASKS,
     adapter_order,
+    against_reference,
     open_study,
     published,
     task_order,
@@ -49,15 +50,7 @@ def costs(cells: list[Cell]) -> pd.DataFrame:
 
 def ratios(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """`column` of each other method over LoRA's, for each task and seed that both finished."""
-    wide = runs.pivot(index=["task", "seed"], columns="adapter", values=column)
-    if REFERENCE not in wide:
-        return pd.DataFrame(columns=["task", "seed", "adapter", "ratio"])
-    others = wide.drop(columns=REFERENCE).div(wide[REFERENCE], axis=0)
-    return (
-        others.melt(ignore_index=False, var_name="adapter", value_name="ratio")
-        .dropna(subset="ratio")
-        .reset_index()
-    )
+    return against_reference(runs, column, "div", "ratio")
 
 
 def overall_speed(runs: pd.DataFrame) -> dict[str, float]:

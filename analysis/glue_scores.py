@@ -16,6 +16,7 @@ from analysis.selection import (
     REFERENCE,
     TASKS,
     adapter_order,
+    against_reference,
     open_study,
     published,
 )
@@ -58,15 +59,7 @@ def scores(cells: list[Cell]) -> pd.DataFrame:
 
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
     """Score of each other method less LoRA's, in points, for each task and seed both finished."""
-    wide = runs.pivot(index=["task", "seed"], columns="adapter", values="score_points")
-    if REFERENCE not in wide:
-        return pd.DataFrame(columns=["task", "seed", "adapter", "points"])
-    others = wide.drop(columns=REFERENCE).sub(wide[REFERENCE], axis=0)
-    return (
-        others.melt(ignore_index=False, var_name="adapter", value_name="points")
-        .dropna(subset="points")
-        .reset_index()
-    )
+    return against_reference(runs, "score_points", "sub", "points")
 
 
 def of(frame: pd.DataFrame, adapter: str, task: str, column: str) -> Summary:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from omegaconf import DictConfig
@@ -104,6 +105,23 @@ def finished(cells: Iterable[Cell]) -> list[Cell]:
     return sorted(
         (cell for cell in cells if cell.state == "done"),
         key=lambda c: (task_order(c.task), adapter_order(c.adapter), c.seed),
+    )
+
+
+def against_reference(runs: pd.DataFrame, column: str, operation: str, name: str) -> pd.DataFrame:
+    """`column` of each other method compared with LoRA's, for each task and seed that both finished.
+
+    runs: a row a run, with task, adapter, seed and `column`. operation: "sub" or "div", LoRA's value second.
+    Returns a row a pair: task, seed, adapter and the result under `name`.
+    """
+    wide = runs.pivot(index=["task", "seed"], columns="adapter", values=column)
+    if REFERENCE not in wide:
+        return pd.DataFrame(columns=["task", "seed", "adapter", name])
+    others = getattr(wide.drop(columns=REFERENCE), operation)(wide[REFERENCE], axis=0)
+    return (
+        others.melt(ignore_index=False, var_name="adapter", value_name=name)
+        .dropna(subset=name)
+        .reset_index()
     )
 
 
