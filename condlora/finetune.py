@@ -173,9 +173,11 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
             raise DeviceError(
                 f"This device has no {precision}: set protocol.precision=no."
             ) from error
+        raise ConfigError(f"runtime.trackers={trackers} is not usable ({error}).") from error
+    if len(accelerator.log_with) < len(trackers):  # accelerate only warns, and would log nowhere
         raise ConfigError(
-            f"runtime.trackers={trackers} is not usable ({error}): install it or leave it out."
-        ) from error
+            f"runtime.trackers={trackers}: one is not installed: pip install '.[trackers]' or leave it out."
+        )
     if accelerator.num_processes > 1:
         raise ConfigError(
             "A run is one process: start it with python and spread a grid with hydra/launcher=..., not with "

@@ -233,3 +233,11 @@ def test_analysis_reads_the_factors_of_a_run(tiny_cells, adapter):
     if adapter == "condlora":
         theta = saved["base_model.condlora_theta_A.bert/encoder/layer/attention/self/value"]
         assert torch.allclose(factors["value"].A[1], theta @ factors["value"].W[1].T)
+
+
+def test_tracker_that_is_not_installed_is_said(tiny_cells, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    cfg = one(tiny_cells, "task=rte", "runtime.trackers=[tensorboard]")
+    with pytest.raises(ConfigError, match="one is not installed"):
+        finetune.run(cfg)
+    assert not run_folder(cfg).exists()
