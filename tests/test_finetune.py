@@ -231,7 +231,7 @@ def test_analysis_reads_the_factors_of_a_run(tiny_cells, adapter):
         assert f.B.abs().max() > 0  # trained
     saved = adapter_of(cfg)
     if adapter == "condlora":
-        theta = saved["base_model.condlora_theta_A.bert/encoder/layer/attention/self/value"]
+        theta = saved["base_model.model.bert.encoder.layer.0.attention.self.value.condlora_theta_A"]
         assert torch.allclose(factors["value"].A[1], theta @ factors["value"].W[1].T)
 
 

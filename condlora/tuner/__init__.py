@@ -13,7 +13,7 @@ def register() -> None:
     """Make PEFT know CondLoRA in this process; calling it again changes nothing.
 
     `peft.utils.register_peft_method` (0.21) accepts only names of PEFT's own enum, so the three tables it
-    fills are filled here, with a plain string as key.
+    fills are filled here, with a name of our own as key.
     """
     mapping.PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = CondLoraConfig
     mapping.PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = CondLoraModel

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from dataclasses import dataclass, field
 from typing import Literal
 
 from peft import PeftConfig
 
 from condlora.errors import AdapterError
 
-PEFT_TYPE = "CONDLORA"  # a plain string: PEFT's enum of methods stays untouched
 
+class CondLoraType(str, enum.Enum):  # noqa: UP042 - as PEFT's own, whose str() it splits at the dot
+    """The method's name, an enum of one so that PEFT finds the `.value` it prints; PEFT's own stays untouched."""
+
+    CONDLORA = "CONDLORA"
+
+
+PEFT_TYPE = CondLoraType.CONDLORA
 FORMS = ("code", "literal", "consistent")
+SHARING = ("path", "shape")
+BIAS = ("none", "all", "condlora_only")
 
 
 @dataclass
 class CondLoraConfig(PeftConfig):
     """CondLoRA (Kim et al. 2024): A and B of every layer made from its own frozen weight W.
 
-    One pair of linear maps theta_A, theta_B serves all target modules whose path differs only in the
-    layer index; the update is `(lora_alpha / r) B A`. Defaults are the paper's (Table 1).
+    One pair of linear maps theta_A, theta_B serves all target modules of a sharing group; the update is
+    `scaling * B A`. Defaults are the paper's (Table 1).
 
     Args:
         r: rank of the update, at most the smaller dimension of each target weight.
@@ -29,25 +38,44 @@ class CondLoraConfig(PeftConfig):
             "code"       A = theta_A W^T, B = W theta_B^T    the released code; square W only
             "literal"    A = theta_A W^T, B = W^T theta_B^T  equations 5 and 6 with W0 = W; square W only
             "consistent" A = theta_A W,   B = W theta_B^T    equations 5 and 6 with W0 = W^T; any shape
+        sharing: which target modules share one pair of maps:
+            "path"       those whose path differs only in the layer index, as in the paper
+            "shape"      all whose weight has one shape
         target_modules: names (suffixes), a regular expression, or "all-linear"; the default of the
             architecture is PEFT's for LoRA.
         exclude_modules: names or a regular expression of modules to leave alone.
+        bias: which biases of the base model are trained and saved too: "none", "all", or
+            "condlora_only" for those of the target modules.
         modules_to_save: modules trained and saved whole beside the adapter, such as a classifier head.
         layers_to_transform, layers_pattern: restrict the adapter to these layers, as in `LoraConfig`.
+        rank_pattern, alpha_pattern: other ranks or alphas by module name or regular expression, as in
+            `LoraConfig`, for whole sharing groups: {"query": 4}.
+        use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
         init_weights: theta_A Kaiming-uniform and theta_B zero, so that the adapted model starts as the
             frozen one; False draws theta_B like theta_A (for tests).
+        fan_in_fan_out: whether the targets store their weight as (in, out), as GPT-2's Conv1D does; set by
+            itself to what the model's layers are, and kept in the config as `LoraConfig` keeps it.
+
+    Raises:
+        AdapterError: a field has a value it cannot have.
     """
 
     r: int = 8
     lora_alpha: int = 8
     lora_dropout: float = 0.0
     form: Literal["code", "literal", "consistent"] = "code"
+    sharing: Literal["path", "shape"] = "path"
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
+    bias: Literal["none", "all", "condlora_only"] = "none"
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    use_rslora: bool = False
     init_weights: bool = True
+    fan_in_fan_out: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,12 +84,23 @@ class CondLoraConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
-        if self.form not in FORMS:
-            raise AdapterError(f"Unknown form {self.form!r}: choose one of {', '.join(FORMS)}.")
-        if self.r < 1:
-            raise AdapterError(f"The rank r is {self.r}: give a positive whole number.")
+        for name, choices in (("form", FORMS), ("sharing", SHARING), ("bias", BIAS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise AdapterError(f"Unknown {name} {value!r}: choose one of {', '.join(choices)}.")
+        for name, r in {"r": self.r, **self.rank_pattern}.items():
+            if not isinstance(r, int) or r < 1:
+                raise AdapterError(f"The rank {name} is {r!r}: give a positive whole number.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise AdapterError(
+                f"lora_dropout is {self.lora_dropout}: give a share of inputs from 0 up to 1, 1 excluded."
+            )
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise AdapterError(
                 "layers_to_transform needs target_modules as a list of names: "
                 "list them, or put the layers into the regular expression."
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise AdapterError(
+                "layers_pattern names the layers that layers_to_transform counts: set layers_to_transform too."
             )

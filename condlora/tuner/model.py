@@ -1,19 +1,22 @@
-"""CondLoRA as a PEFT tuner: it owns the shared maps, one pair per adapter and sharing group.
+"""CondLoRA as a PEFT tuner: which modules share a pair of maps, and where the pair is held.
 
-A sharing group is the set of target modules whose paths differ only in the layer index (all query
-projections, say). The maps sit in `condlora_theta_A[adapter][group]` on the tuner, adapter outermost, so
-that PEFT's own saving and loading find each of them exactly once.
+A sharing group is, by default, the set of target modules whose paths differ only in the layer index (all
+query projections, say). Its maps are parameters of the first of its layers, so that everything PEFT does by
+walking over layers (saving, loading, casting, freezing, deleting, injecting without a PeftModel) finds each
+of them exactly once.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
+from peft.utils.other import get_pattern_key
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
@@ -27,110 +30,200 @@ def layer_index(path: str) -> int | None:
 
 
 def sharing_group(path: str) -> str:
-    """The module path without its layer index; with "/" for ".", which torch forbids in parameter names."""
+    """The module path without its layer index."""
     parts = path.split(".")
     index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return "/".join(part for i, part in enumerate(parts) if i != index)
+    return ".".join(part for i, part in enumerate(parts) if i != index)
 
 
 class CondLoraModel(BaseTuner):
     """Puts CondLoRA layers into a model. Made by `peft.get_peft_model(model, CondLoraConfig(...))`."""
 
     prefix = "condlora_"
-    uses_shared_state = True
     tuner_layer_cls = CondLoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _maps(self) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-        # Made here and not in a hook: PEFT's add_adapter runs none. `_modules`, because getattr on a tuner
-        # falls through to the wrapped model.
-        for name in ("condlora_theta_A", "condlora_theta_B"):
-            if name not in self._modules:
-                self.add_module(name, nn.ModuleDict({}))
-        return self._modules["condlora_theta_A"], self._modules["condlora_theta_B"]
+    def maps(self, adapter_name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """theta_A and theta_B of every sharing group of an adapter."""
+        layers = (m for m in self.model.modules() if isinstance(m, CondLoraLayer))
+        return {
+            layer.group[adapter_name]: layer.theta(adapter_name)
+            for layer in layers
+            if adapter_name in layer.group
+        }
 
     def _create_and_replace(
-        self, config: CondLoraConfig, adapter_name, target, target_name, parent, current_key, **_
+        self,
+        config: CondLoraConfig,
+        adapter_name,
+        target,
+        target_name,
+        parent,
+        current_key,
+        **_,
     ) -> None:
         base = target.get_base_layer() if isinstance(target, CondLoraLayer) else target
-        W = _weight_as_linear(base, current_key)
-        group = sharing_group(current_key)
-        self._add_maps(config, adapter_name, group, W, current_key)
-        if isinstance(target, CondLoraLayer):
-            target.update_layer(adapter_name, group, config)
-        else:
-            theta_A, theta_B = self._maps()
-            layer = Linear(
-                target, theta_A, theta_B, adapter_name=adapter_name, group=group, config=config
-            )
+        check_target(base, current_key, config)
+        layer = target if isinstance(target, CondLoraLayer) else Linear(target, adapter_name)
+        shape = layer.frozen_weight().shape
+        group = (
+            sharing_group(current_key) if config.sharing == "path" else "x".join(map(str, shape))
+        )
+        patterns = (config.rank_pattern, config.alpha_pattern)
+        r_key, alpha_key = (get_pattern_key(pattern.keys(), current_key) for pattern in patterns)
+        r = config.rank_pattern.get(r_key, config.r)
+        alpha = config.alpha_pattern.get(alpha_key, config.lora_alpha)
+        check_fit(config, r, shape, current_key)
+        holder = self._holder(adapter_name, group)
+        if holder is not None:
+            _check_shared(holder, adapter_name, r, alpha, shape, config.form, current_key)
+        layer.update_layer(
+            adapter_name,
+            r=r,
+            lora_alpha=alpha,
+            group=group,
+            config=config,
+            maps=None if holder is None else holder.maps[adapter_name],
+        )
+        if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
-    def _add_maps(self, config, adapter_name: str, group: str, W: torch.Tensor, path: str) -> None:
-        _check_fit(config, W, path)
-        shapes = theta_shapes(*W.shape, config.r, config.form)
-        for maps, shape, zero in zip(
-            self._maps(), shapes, (False, config.init_weights), strict=True
-        ):
-            if adapter_name not in maps:
-                maps[adapter_name] = nn.ParameterDict({})
-            if group not in maps[adapter_name]:
-                theta = torch.zeros(shape, dtype=W.dtype, device=W.device)
-                if not zero:
-                    nn.init.kaiming_uniform_(theta, a=math.sqrt(5))
-                maps[adapter_name][group] = nn.Parameter(theta)
-            elif maps[adapter_name][group].shape != shape:
-                raise AdapterError(
-                    f"{path} has a weight of another shape than the modules it shares its maps with: "
-                    "adapt them with separate adapters."
-                )
+    def _holder(self, adapter_name: str, group: str) -> CondLoraLayer | None:
+        """A layer of this group that has the adapter already."""
+        return next(
+            (
+                module
+                for module in self.model.modules()
+                if isinstance(module, CondLoraLayer) and module.group.get(adapter_name) == group
+            ),
+            None,
+        )
 
     def _replace_module(self, parent, child_name, new_module, child) -> None:
         # PEFT's own also copies `child.weight`, which a head of several layers (RoBERTa's) does not have;
-        # nothing needs it: our layers hold no tensors, and an unloaded module brings its own.
+        # nothing needs it: maps are made where the weight is, and an unloaded module brings its own.
         setattr(parent, child_name, new_module)
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if autocast_adapter_dtype:  # as PEFT does for LoRA: master weights in float32
-            for maps in self._maps():
-                for theta in maps[adapter_name].values():
-                    if theta.dtype in (torch.float16, torch.bfloat16):
-                        theta.data = theta.data.float()
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        """As PEFT, which would only warn of maps that are missing and of tensors that fit nowhere.
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
-        for maps in self._maps():
-            del maps[adapter_name]
+        Raises:
+            AdapterError: a map is missing or of another shape, or a tensor belongs to nothing in the model.
+        """
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        own = model.state_dict()
+        prefix = (
+            "" if any(key.startswith("base_model.model.") for key in own) else "base_model.model."
+        )
+        found_names = {key.removeprefix(prefix) for key in found}
+        maps = {
+            key: own[key].shape
+            for key in own
+            if f".{cls.prefix}theta_" in f".{key}" and key.endswith(f".{adapter_name}")
+        }
+        for key in sorted(set(maps) - found_names):
+            raise AdapterError(
+                f"The adapter's file lacks {key}: it was saved for other target modules; check its adapter_config.json."
+            )
+        for key in sorted(found_names - set(own)):
+            raise AdapterError(
+                f"The adapter's file holds {key}, which fits nothing in this model: is it another base model's?"
+            )
+        for key, shape in maps.items():
+            saved = found[key if key in found else prefix + key].shape
+            if saved != shape:
+                raise AdapterError(
+                    f"{key} is {_sizes(saved)} in the adapter's file and {_sizes(shape)} here: the rank, form or "
+                    "base model differs from the one it was saved with."
+                )
+        return found
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args, adapter_names=None, **kwargs):
-        if adapter_names is not None:
-            raise AdapterError(
-                "CondLoRA does not mix adapters within a batch (adapter_names): call set_adapter and run each apart."
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
+        """`adapter_names=[...]` in a call gives each row of the batch its own adapter, as with PEFT's LoRA."""
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("adapter_names mixes adapters at inference only: call model.eval().")
+        self._check_names(adapter_names)
+        beams = kwargs.get("num_beams") or 1
+        beamed = [name for name in adapter_names for _ in range(beams)]
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
+        # An encoder sees each row once, a decoder once for each beam.
+        once = set() if encoder in (None, self.model) else set(encoder.modules())
+        hooks = [
+            module.register_forward_pre_hook(
+                partial(_pass_names, names=adapter_names if module in once else beamed),
+                with_kwargs=True,
             )
-        yield
+            for module in self.modules()
+            if isinstance(module, CondLoraLayer | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check_names(self, adapter_names: list[str]) -> None:
+        unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
+        if unknown:
+            raise AdapterError(
+                f"adapter_names holds {', '.join(unknown)}: the model has {', '.join(self.peft_config)}, "
+                'and "__base__" stands for no adapter.'
+            )
 
 
-def _weight_as_linear(base: nn.Module, path: str) -> torch.Tensor:
-    if isinstance(base, nn.Linear):
-        return base.weight
-    if isinstance(base, Conv1D):
-        return base.weight.T
-    raise AdapterError(
-        f"{path} is a {type(base).__name__}, and CondLoRA adapts nn.Linear and transformers' Conv1D: "
-        "choose other target_modules."
-    )
+def _pass_names(module, args, kwargs, names: list[str]):
+    return args, kwargs | {"adapter_names": names}
 
 
-def _check_fit(config: CondLoraConfig, W: torch.Tensor, path: str) -> None:
-    out_features, in_features = W.shape
-    if config.r > min(W.shape):
+def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:
+    """Refuse what is no linear layer; let `fan_in_fan_out` say what the layer is.
+
+    Raises:
+        AdapterError: with what is supported.
+    """
+    # The attention reads this layer's weight and never calls it: an adapter on it would do nothing.
+    is_read_only = isinstance(base, NonDynamicallyQuantizableLinear)
+    if is_read_only or not isinstance(base, nn.Linear | Conv1D):
+        kind = "nn.MultiheadAttention's output" if is_read_only else f"a {type(base).__name__}"
         raise AdapterError(
-            f"Rank {config.r} is above the smaller side of {path}, which is {out_features} x {in_features}: "
-            f"choose r of at most {min(W.shape)}."
+            f"{path} is {kind}, and CondLoRA adapts nn.Linear, transformers' Conv1D and bitsandbytes' linear "
+            "layers: choose other target_modules."
         )
-    if config.form != "consistent" and out_features != in_features:
+    config.fan_in_fan_out = isinstance(base, Conv1D)
+
+
+def check_fit(config: CondLoraConfig, r: int, shape: torch.Size, path: str) -> None:
+    """Refuse a rank or a form that a weight of this shape (out, in) cannot have, with an AdapterError."""
+    if r > min(shape):
         raise AdapterError(
-            f"{path} is {out_features} x {in_features}, and the form {config.form!r} is defined for square "
+            f"Rank {r} is above the smaller side of {path}, which is {_sizes(shape)}: "
+            f"choose r of at most {min(shape)}."
+        )
+    if config.form != "consistent" and shape[0] != shape[1]:
+        raise AdapterError(
+            f"{path} is {_sizes(shape)}, and the form {config.form!r} is defined for square "
             'weights only: set form="consistent" or choose other target_modules.'
         )
+
+
+def _check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, form, path: str) -> None:
+    if (holder.r[adapter_name], holder.lora_alpha[adapter_name]) != (r, alpha):
+        raise AdapterError(
+            f"{path} shares its maps with modules of another rank or alpha: write rank_pattern and alpha_pattern "
+            "for whole sharing groups, such as {'query': 4}, not for single layers."
+        )
+    shapes = tuple(tuple(theta.shape) for theta in holder.theta(adapter_name))
+    if shapes != theta_shapes(*shape, r, form):
+        raise AdapterError(
+            f"{path} is {_sizes(shape)}, another shape than the modules it shares its maps with: "
+            'set sharing="shape", or adapt them with separate adapters.'
+        )
+
+
+def _sizes(shape) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,176 @@
+"""The configuration: what each field does to the adapter, and what it cannot be."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from condlora import CondLoraConfig
+from condlora.errors import AdapterError
+from condlora.tuner.layer import CondLoraLayer
+from condlora.tuner.model import layer_index, sharing_group
+from tests.tuner.families import FAMILIES, adapted
+
+
+def layers(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, CondLoraLayer)}
+
+
+def test_fields_that_loraconfig_has_too_have_its_names_and_defaults():
+    theirs = {f.name: f for f in dataclasses.fields(LoraConfig)}
+    for ours in dataclasses.fields(CondLoraConfig):
+        if ours.name in ("form", "sharing", "init_weights"):
+            assert ours.name not in theirs
+        elif ours.default is not dataclasses.MISSING:
+            assert ours.default == theirs[ours.name].default, ours.name
+        else:
+            assert ours.default_factory() == theirs[ours.name].default_factory()
+
+
+def test_defaults_are_the_papers():
+    config = CondLoraConfig()
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.form) == (8, 8, 0.0, "code")
+    assert config.sharing == "path"
+
+
+@pytest.mark.parametrize(
+    ("path", "group", "index"),
+    [
+        ("bert.encoder.layer.7.attention.self.query", "bert.encoder.layer.attention.self.query", 7),
+        ("encoder.block.3.layer.1.DenseReluDense.wi", "encoder.block.layer.1.DenseReluDense.wi", 3),
+        ("model.layers.2.mlp.experts.5.w1", "model.layers.mlp.experts.5.w1", 2),
+        ("head", "head", None),
+    ],
+)
+def test_sharing_group_is_the_path_without_the_layer_index(path, group, index):
+    assert sharing_group(path) == group
+    assert layer_index(path) == index
+
+
+def test_dense_layers_of_different_shapes_do_not_collide():
+    """The authors key by the last path component, which mixes three shapes of `dense` in BERT."""
+    model = adapted("bert", "consistent", target_modules=["dense"])
+    shapes = {group: tuple(a.shape) for group, (a, _) in model.base_model.maps().items()}
+    assert len(shapes) == 4  # attention output, intermediate, output, pooler
+    assert set(shapes.values()) == {(4, 16), (4, 24)}
+
+
+def test_sharing_by_shape_gives_all_modules_of_one_shape_one_pair():
+    model = adapted("bert", "consistent", sharing="shape", target_modules="all-linear")
+    assert set(model.base_model.maps()) == {"16x16", "24x16", "16x24"}
+    pointers = {layer.theta("default")[0].data_ptr() for layer in layers(model).values()}
+    assert len(pointers) == 3 < len(layers(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"target_modules": ["query"]}, ["0.query", "1.query", "2.query"]),
+        ({"target_modules": r".*\.[12]\.attention\.self\.value"}, ["1.value", "2.value"]),
+        (
+            {"target_modules": ["query", "value"], "exclude_modules": ["value"]},
+            ["0.query", "1.query", "2.query"],
+        ),
+        ({"target_modules": ["query"], "layers_to_transform": 1}, ["1.query"]),
+        (
+            {"target_modules": ["query"], "layers_to_transform": [0, 2], "layers_pattern": "layer"},
+            ["0.query", "2.query"],
+        ),
+    ],
+    ids=["names", "regex", "excluded", "one layer", "layers of a pattern"],
+)
+def test_targets(settings, expected):
+    model = adapted("bert", **settings)
+    found = [f"{layer_index(n.split('bert.', 1)[1])}.{n.rsplit('.', 1)[1]}" for n in layers(model)]
+    assert found == expected
+
+
+def test_rank_and_alpha_patterns_set_a_sharing_groups_rank_and_scaling():
+    model = adapted("bert", rank_pattern={"query": 2}, alpha_pattern={"self.value": 12})
+    for name, layer in layers(model).items():
+        A, B = layer.materialise()
+        expected = (2, 8 / 2) if name.endswith("query") else (4, 12 / 4)
+        assert (A.shape[0], layer.scaling["default"]) == expected and B.shape[1] == expected[0]
+
+
+@pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_for_one_layer_is_refused_since_layers_share_their_maps(pattern):
+    with pytest.raises(AdapterError, match="whole sharing groups"):
+        adapted("bert", **{pattern: {r"layer\.1\.attention\.self\.query": 2}})
+
+
+@pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 8 / 4), (True, 8 / math.sqrt(4))])
+def test_scaling(use_rslora, scaling):
+    model = adapted("bert", use_rslora=use_rslora)
+    assert {layer.scaling["default"] for layer in layers(model).values()} == {scaling}
+
+
+def test_fan_in_fan_out_says_what_the_model_has():
+    assert adapted("gpt2").peft_config["default"].fan_in_fan_out
+    assert not adapted("bert", fan_in_fan_out=True).peft_config["default"].fan_in_fan_out
+
+
+def test_parameter_counts_of_table_4():
+    """294,912 for LoRA and 24,576 for CondLoRA on a RoBERTa-base-shaped model, classifier aside."""
+    from transformers import RobertaConfig, RobertaModel
+
+    config = RobertaConfig(vocab_size=50)  # 12 layers of 768 are the defaults
+    counts = {}
+    for method in (LoraConfig, CondLoraConfig):
+        with torch.device("meta"):
+            model = RobertaModel(config)
+            model = get_peft_model(model, method(r=8, target_modules=["query", "value"]))
+        counts[method.__name__] = model.get_nb_trainable_parameters()[0]
+    assert counts == {"LoraConfig": 294_912, "CondLoraConfig": 24_576}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["intermediate.dense"]}, 'set form="consistent"'),
+        (
+            {"target_modules": ["word_embeddings"]},
+            "Embedding, and CondLoRA adapts nn.Linear, .*Conv1D",
+        ),
+        ({"target_modules": ["LayerNorm"]}, "LayerNorm, and CondLoRA adapts nn.Linear"),
+        ({"target_modules": ["typo"]}, "typo.* not found in the base model"),
+        ({"r": 17}, "choose r of at most 16"),
+        ({"r": 0}, "positive"),
+        ({"r": 2.5}, "positive whole"),
+        ({"rank_pattern": {"query": 0}}, "rank query is 0"),
+        ({"form": "other"}, "choose one of code, literal, consistent"),
+        ({"sharing": "layer"}, "choose one of path, shape"),
+        ({"bias": "lora_only"}, "choose one of none, all, condlora_only"),
+        ({"lora_dropout": 1.0}, "from 0 up to 1"),
+        ({"target_modules": ".*query", "layers_to_transform": [1]}, "as a list of names"),
+        ({"layers_pattern": "layer"}, "set layers_to_transform too"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(
+            FAMILIES["bert"].build(), CondLoraConfig(**({"target_modules": ["query"]} | settings))
+        )
+
+
+@pytest.mark.parametrize("module", [nn.Conv1d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Embedding(4, 4)])
+def test_convolutions_and_embeddings_are_refused_by_name(module):
+    with pytest.raises(
+        AdapterError, match=f"a {type(module).__name__}, and CondLoRA adapts nn.Linear"
+    ):
+        get_peft_model(nn.ModuleDict({"one": module}), CondLoraConfig(r=2, target_modules=["one"]))
+
+
+def test_modules_of_two_shapes_under_one_path_are_refused():
+    class Narrowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 4)])
+
+    with pytest.raises(AdapterError, match='sharing="shape"'):
+        get_peft_model(
+            Narrowing(), CondLoraConfig(r=2, form="consistent", target_modules=["0", "1"])
+        )

@@ -1,0 +1,206 @@
+"""Training and its surroundings: gradients, checkpointing, compilation, several processes, copies."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from condlora.tuner.layer import CondLoraLayer
+from tests.tuner.families import FAMILIES, IDS, adapted, logits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def gradients(model, family="bert"):
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model(**FAMILIES[family].inputs()).logits.square().mean().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant):
+    expected = gradients(adapted(family), family)
+    model = adapted(family)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    for name, gradient in gradients(model, family).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("form", ["code", "literal", "consistent"])
+def test_compiled_without_a_graph_break_it_equals_eager(form):
+    """Loss and gradients in training, the output at inference."""
+    model = adapted("bert", form)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled), logits(model), rtol=1e-5, atol=1e-6)
+    expected, found = gradients(model), gradients(compiled)
+    for name, gradient in found.items():
+        wanted = expected[name.removeprefix("_orig_mod.")]
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_a_gradient_of_one_map_sums_over_the_layers_that_share_it():
+    model = adapted("bert")
+    layers = [m for m in model.modules() if isinstance(m, CondLoraLayer)]
+    layers = [layer for layer in layers if layer.group["default"].endswith("query")]
+    theta = layers[0].theta("default")[0]
+    outputs = [layer(torch.ones(1, 16)).sum() for layer in layers]
+    apart = [torch.autograd.grad(output, theta, retain_graph=True)[0] for output in outputs]
+    together = torch.autograd.grad(sum(outputs), theta)[0]
+    assert len(apart) == 3 and all(g.abs().max() > 0 for g in apart)
+    torch.testing.assert_close(together, sum(apart))
+
+
+def test_dropout_falls_on_the_adapters_input_alone():
+    """The authors' layer drops the frozen path's input too; with B = 0 nothing may change here."""
+    base = FAMILIES["bert"].build()
+    layer_input = torch.randn(4, 16)
+    expected = base.bert.encoder.layer[0].attention.self.query(layer_input)
+    model = adapted("bert", base=base, lora_dropout=0.9, init_weights=True).train()
+    layer = model.get_base_model().bert.encoder.layer[0].attention.self.query
+    assert torch.equal(layer(layer_input), expected)
+    with torch.no_grad():
+        layer.theta("default")[1].fill_(1.0)
+    torch.manual_seed(1)
+    first = layer(layer_input)
+    assert not torch.equal(layer(layer_input), first)  # drawn anew at each call
+    torch.manual_seed(1)
+    assert torch.equal(layer(layer_input), first)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_shares_maps_among_its_own_layers_and_none_with_the_original(copy_of):
+    model = adapted("bert")
+    before = logits(model)
+    twin = copy_of(model)
+    assert torch.equal(logits(twin), before)
+    with torch.no_grad():
+        for pair in twin.base_model.maps().values():
+            pair[0].mul_(2.0)
+    assert torch.equal(logits(model), before)
+    pointers = {
+        layer.theta("default")[0].data_ptr()
+        for layer in twin.modules()
+        if isinstance(layer, CondLoraLayer)
+    }
+    assert len(pointers) == 2  # query and value
+    assert not torch.allclose(logits(twin), before, atol=1e-4)
+
+
+def test_factors_are_made_once_at_inference_and_anew_when_anything_they_rest_on_changes():
+    model = adapted("bert")
+    layer = next(m for m in model.modules() if isinstance(m, CondLoraLayer))
+    with torch.no_grad():
+        first = layer._factors("default")
+        assert layer._factors("default")[0] is first[0]
+        layer.theta("default")[0].mul_(2.0)
+        second = layer._factors("default")
+        torch.testing.assert_close(second[0], 2.0 * first[0])
+        layer.weight.mul_(3.0)
+        torch.testing.assert_close(layer._factors("default")[1], 3.0 * first[1])
+        layer.theta("default")[0].data.mul_(0.5)  # past torch's version counter
+        model.eval()
+        torch.testing.assert_close(layer._factors("default")[0], 3.0 * first[0])
+    assert layer._factors("default")[0].requires_grad  # not kept where gradients are wanted
+
+
+def test_inference_follows_an_optimizers_steps():
+    model = adapted("bert")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    seen = [logits(model)]
+    for _ in range(2):
+        model(input_ids=IDS).logits.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(logits(model))
+        torch.testing.assert_close(
+            seen[-1], model(input_ids=IDS).logits.detach(), rtol=1e-5, atol=1e-6
+        )
+    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[1], seen[2])
+
+
+def test_works_in_inference_mode():
+    model = adapted("bert")
+    expected = logits(model)
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=IDS).logits, expected)
+        assert torch.equal(adapted("bert")(input_ids=IDS).logits, expected)  # made there as well
+
+
+@pytest.mark.parametrize("bias", ["all", "condlora_only"])
+def test_biases_are_trained_where_that_is_asked_for(bias):
+    model = adapted("bert", bias=bias)
+    with pytest.warns(UserWarning, match="bias"), model.disable_adapter():
+        pass
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and n.endswith(".bias")}
+    outside = {
+        n for n in trained if ".query." not in n and ".value." not in n and "classifier" not in n
+    }
+    assert len(trained - outside) >= 6 and bool(outside) == (bias == "all")
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.tuner.families import IDS, adapted
+torch.set_num_threads(1)
+rank, path, checkpointing = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1"
+dist.init_process_group("gloo", init_method=f"file://{path}/meeting", rank=rank, world_size=2)
+model = adapted("bert")
+if checkpointing:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+for module in model.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+model = DistributedDataParallel(model.train())
+optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+ids = torch.cat([IDS, IDS.flip(0)])[:6].reshape(2, 3, 8)[rank]
+for _ in range(3):
+    optimizer.zero_grad()
+    model(input_ids=ids).logits.square().mean().backward()
+    optimizer.step()
+if rank == 0:
+    torch.save({n: p for n, p in model.module.named_parameters() if p.requires_grad}, f"{path}/trained.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_processes_train_as_one(checkpointing, tmp_path):
+    words = [sys.executable, "-c", WORKER]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [*words, str(rank), str(tmp_path), str(int(checkpointing))],
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors.decode()[-2000:]
+    together = torch.load(tmp_path / "trained.pt", weights_only=True)
+
+    model = adapted("bert").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    ids = torch.cat([IDS, IDS.flip(0)])
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=ids).logits.square().mean().backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(together[name], parameter.detach(), rtol=1e-4, atol=1e-6)
