@@ -11,8 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from benchmark_adapter import memory, step
 from omegaconf import DictConfig
 
 from analysis import subspace
@@ -63,23 +65,33 @@ def run(commands: list[list[str]]) -> dict[str, float]:
     return {"wall_seconds": time.perf_counter() - started, "memory_mib": peak}
 
 
+def spread(value: float | list[float]) -> dict[str, float]:
+    """A figure as it is, or the median of several with their quartiles."""
+    low, middle, high = np.percentile(value, [25, 50, 75]).round(4)
+    return {"value": middle, "low": low, "high": high, "n": np.size(value)}
+
+
+def limit(cfg: DictConfig, measure: str, figure: str) -> float | None:
+    """The goal for a figure, by its last word."""
+    return next((v for key, v in cfg.limits[measure].items() if figure.endswith(key)), None)
+
+
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
     where = environment()
     about = {"processor": where["processor"], "torch": where["versions"]["torch"]}
     about |= {"commit": where["commit"], "dirty": where["dirty"]}
-    measures = {"analysis": analysis, "tests": tests, "embedded": embedded}
+    measures = {f.__name__: f for f in (analysis, step, memory, tests, embedded)}
     for name in cfg.measures:
-        limits = cfg.limits[name]
         rows = [
-            {"measure": name, "figure": figure, "value": round(value, 3), "limit": limits.get(figure)} | about
+            {"measure": name, "figure": figure, **spread(value), "limit": limit(cfg, name, figure)} | about
             for figure, value in measures[name](cfg).items()
         ]  # fmt: skip
         table = pd.DataFrame(rows)
         path = Path(cfg.results) / "benchmark" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False)
-        print(table.iloc[:, :4].to_string(index=False), f"\n{path}")
+        print(table.iloc[:, :7].to_string(index=False), f"\n{path}")
 
 
 if __name__ == "__main__":

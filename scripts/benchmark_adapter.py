@@ -1,0 +1,126 @@
+"""What CondLoRA costs beside PEFT's LoRA: a training step, and the memory of what is trained.
+
+Measured by `python scripts/benchmark.py 'measures=[step,memory]'`; models with random weights.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from condlora import CondLoraConfig
+from condlora.tuner.layer import CondLoraLayer
+
+WAYS = ("lora", "code", "consistent", "stacked", "from_output")
+
+
+def step(cfg: DictConfig) -> dict[str, list[float]]:
+    """CPU seconds of a training step over PEFT LoRA's, on one thread, the methods taking turns.
+
+    "code" and "consistent" are the forms as shipped, A and B made layer by layer. The other two are the ways not
+    chosen: "stacked" makes A and B of all layers in one product from a copy of all W; "from_output" takes A x of
+    the consistent form from the frozen layer's own output, A x = theta_A (W x).
+    """
+    torch.set_num_threads(1)
+    ratios = {}
+    for shape in cfg.step.models:
+        contestants = {name: Contestant(name, shape) for name in WAYS}
+        for batch, length in cfg.step.batches:
+            inputs = {
+                "input_ids": torch.randint(0, 1000, (batch, length)),
+                "labels": torch.randint(0, 2, (batch,)),
+            }
+            seconds = [
+                {name: one.step(inputs) for name, one in contestants.items()}
+                for _ in range(cfg.step.repeats + 1)
+            ][1:]  # the first round warms up
+            for name in WAYS[1:]:
+                ratios[f"{shape.layers}x{shape.hidden_size}_{batch}x{length}_{name}"] = [
+                    turn[name] / turn["lora"] for turn in seconds
+                ]
+    return ratios
+
+
+class Contestant:
+    """A BERT classifier of one shape with one adapter, at the start of its training."""
+
+    def __init__(self, way: str, shape: DictConfig):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=1000,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=4 * shape.hidden_size,
+        )
+        method = LoraConfig if way == "lora" else CondLoraConfig
+        form = {} if way in ("lora", "code", "stacked") else {"form": "consistent"}
+        adapter = method(r=8, target_modules=["query", "value"], task_type="SEQ_CLS", **form)
+        self.model = get_peft_model(BertForSequenceClassification(config), adapter).train()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3)
+        self.make = stack_factors(self.model) if way == "stacked" else lambda: None
+        if way == "from_output":
+            for layer in condlora_layers(self.model):
+                layer.forward = functools.partial(forward_from_output, layer)
+
+    def step(self, inputs: dict) -> float:
+        started = time.process_time()
+        self.make()
+        self.model(**inputs).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.process_time() - started
+
+
+def condlora_layers(model: torch.nn.Module) -> list[CondLoraLayer]:
+    return [module for module in model.modules() if isinstance(module, CondLoraLayer)]
+
+
+def stack_factors(model: torch.nn.Module) -> Callable[[], None]:
+    """A function that makes A and B of all layers at once and hands each layer its own."""
+    groups: dict[str, list[CondLoraLayer]] = {}
+    for layer in condlora_layers(model):
+        groups.setdefault(layer.group["default"], []).append(layer)
+    stacks = {name: torch.stack([one.frozen_weight() for one in of]) for name, of in groups.items()}
+
+    def make() -> None:
+        for name, layers in groups.items():
+            theta_A, theta_B = layers[0].theta("default")
+            A, B = theta_A @ stacks[name].mT, stacks[name] @ theta_B.T
+            for one, factors in zip(layers, zip(A, B, strict=True), strict=True):
+                one._factors = lambda _, factors=factors: factors
+
+    return make
+
+
+def forward_from_output(layer: CondLoraLayer, x: torch.Tensor) -> torch.Tensor:
+    theta_A, theta_B = layer.theta("default")
+    result = layer.base_layer(x)
+    Ax = F.linear(result, theta_A, -(theta_A @ layer.bias))
+    return result + F.linear(Ax, layer.frozen_weight() @ theta_B.T) * layer.scaling["default"]
+
+
+def memory(cfg: DictConfig) -> dict[str, float]:
+    """Bytes of trained parameters and AdamW's state, CondLoRA's over LoRA's, at the shape given."""
+    sizes = {}
+    for method in (LoraConfig, CondLoraConfig):
+        config = BertConfig(
+            vocab_size=50, hidden_size=cfg.hidden_size, num_hidden_layers=cfg.layers
+        )
+        adapter = method(r=cfg.rank, target_modules=["query", "value"])
+        model = get_peft_model(BertModel(config), adapter)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained)
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        held = [*trained, *(t for state in optimizer.state.values() for t in state.values())]
+        sizes[method] = sum(t.numel() * t.element_size() for t in held if t.numel() > 1)
+    return {"condlora_over_lora": sizes[CondLoraConfig] / sizes[LoraConfig]}
