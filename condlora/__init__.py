@@ -4,5 +4,6 @@ Importing it makes PEFT know the method: `peft.get_peft_model(model, condlora.Co
 """
 
 from condlora.tuner import CondLoraConfig, CondLoraModel
+from condlora.tuner.lora_export import export_lora
 
-__all__ = ["CondLoraConfig", "CondLoraModel"]
+__all__ = ["CondLoraConfig", "CondLoraModel", "export_lora"]

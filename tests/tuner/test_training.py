@@ -153,11 +153,12 @@ import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.tuner.families import IDS, adapted
 torch.set_num_threads(1)
-rank, path, checkpointing = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1"
+rank, path, checkpointing = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{path}/meeting", rank=rank, world_size=2)
 model = adapted("bert")
-if checkpointing:
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+if checkpointing != "none":
+    model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    model.enable_input_require_grads()
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
@@ -174,13 +175,13 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "not reentrant"])
 def test_two_processes_train_as_one(checkpointing, tmp_path):
     words = [sys.executable, "-c", WORKER]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [*words, str(rank), str(tmp_path), str(int(checkpointing))],
+            [*words, str(rank), str(tmp_path), checkpointing],
             env=environment,
             stderr=subprocess.PIPE,
         )
