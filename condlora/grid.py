@@ -84,10 +84,11 @@ def compose_cells(overrides: tuple[str, ...]) -> tuple[DictConfig, ...]:
 
 
 def preflight(overrides: list[str]) -> None:
-    """Refuse within seconds what cannot run: a missing GPU, an unreachable hub, an unfinished recipe.
+    """Refuse within seconds what cannot run: a missing GPU, hub or data folder, an unfinished recipe.
 
     Raises:
         DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: see `recipe`.
+        DataError: see `condlora.glue.sources.data_folder`.
     """
     common = compose_common(tuple(overrides))
     no_gpu = "cuda" in common.profile.requires and not _has_cuda()
@@ -102,6 +103,10 @@ def preflight(overrides: list[str]) -> None:
             if common.profile.name == "adhoc"
             else f"PROFILE={common.profile.name} {needs}: use PROFILE=embedded, which needs neither."
         )
+    if common.data.source == "directory":
+        from condlora.glue.sources import data_folder  # it loads datasets: a second
+
+        data_folder(common.data)
     for cfg in compose_cells(tuple(overrides)):
         recipe(cfg)
 

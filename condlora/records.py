@@ -29,6 +29,9 @@ from condlora.errors import ConfigError, RunFolderError, UserError
 
 SCHEMA_VERSION = 1
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
+# Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
+# where data and weights lie, for the hashes in a record say what they are.
+NOT_IN_RECIPE = {"protocol": ("tables",), "data": ("root",), "backbone": ("path",)}
 REQUIRED_FILES = (
     "config.yaml",
     "curve.csv",
@@ -47,18 +50,17 @@ def run_folder(cfg: DictConfig) -> Path:
 def recipe(cfg: DictConfig) -> dict:
     """All resolved settings that can change the result of a cell, its seed aside.
 
-    Left out: `runtime` (speed only) and the protocol's tables, of which the cell's own entries are
-    resolved into the protocol's fields; so changing one entry makes only its cells stale.
+    Left out: `runtime` (speed only) and what NOT_IN_RECIPE names; so changing one entry of a table makes
+    only its cells stale, and moving the data folder makes none.
 
     Raises:
         ConfigError: a table has no entry for this task or adapter, or a mandatory value is missing.
     """
     plain = {}
     for group in RECIPE_GROUPS:
-        node = cfg[group]
-        if group == "protocol":
-            node = OmegaConf.masked_copy(node, [key for key in node if key != "tables"])
-            node._set_parent(cfg)
+        kept = [key for key in cfg[group] if key not in NOT_IN_RECIPE.get(group, ())]
+        node = OmegaConf.masked_copy(cfg[group], kept)
+        node._set_parent(cfg)
         try:
             plain[group] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except InterpolationKeyError as error:

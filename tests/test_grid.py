@@ -9,6 +9,7 @@ from condlora import finetune, grid
 from condlora.cli import explain
 from condlora.errors import (
     ConfigError,
+    DataError,
     DeviceError,
     IncompleteGrid,
     NetworkError,
@@ -148,6 +149,12 @@ def test_embedded_profile_needs_neither_gpu_nor_hub(monkeypatch):
     grid.preflight(["profile=embedded"])
 
 
+def test_profile_on_real_text_says_how_to_name_the_folder(monkeypatch):
+    monkeypatch.delenv("GLUE_DATA", raising=False)
+    with pytest.raises(DataError, match="or set GLUE_DATA="):
+        grid.preflight(["profile=minilm_glue"])
+
+
 def test_missing_table_entry_is_an_error_before_anything_runs(monkeypatch):
     monkeypatch.setattr(grid, "_is_available", lambda *_: True)
     with pytest.raises(
@@ -169,7 +176,8 @@ def test_missing_table_entry_is_an_error_before_anything_runs(monkeypatch):
         (["backbone=minilm", "data=directory"], "data.root is not set: add data.root="),
     ],
 )
-def test_wrong_words_on_the_command_line(overrides, message):
+def test_wrong_words_on_the_command_line(monkeypatch, overrides, message):
+    monkeypatch.delenv("GLUE_DATA", raising=False)
     with pytest.raises(Exception) as caught:
         grid.preflight(
             ["backbone=minilm", "data=synthetic", *overrides][2 * ("data=directory" in overrides) :]

@@ -40,15 +40,15 @@ def prepare(cfg: DictConfig) -> Data:
     """Load, split and tokenise the task of a config; a second call in one process gives the same object.
 
     Raises:
-        ConfigError: an unknown kind of validation split.
+        ConfigError: an unknown kind of validation split, or a limit that does not fit it.
         DataError, NetworkError: see `condlora.glue.sources.load_text`.
     """
-    keys = ("validation", "max_length", "regression_targets")
+    keys = ("validation", "validation_limit", "max_length", "regression_targets")
     settings = {
         group: OmegaConf.to_container(cfg[group], resolve=True)
         for group in ("data", "task", "backbone")
     }
-    settings["protocol"] = {key: cfg.protocol[key] for key in keys}
+    settings["protocol"] = {key: cfg.protocol.get(key) for key in keys}
     return _prepare(json.dumps(settings, sort_keys=True))
 
 
@@ -57,7 +57,9 @@ def _prepare(settings: str) -> Data:
     cfg = OmegaConf.create(json.loads(settings))
     task = task_from_config(cfg.task)
     tokenizer = load_backbone(cfg.backbone, num_labels=task.num_labels).tokenizer
-    splits = make_splits(load_text(cfg.data, task), task, cfg.protocol.validation)
+    splits = make_splits(
+        load_text(cfg.data, task), task, cfg.protocol.validation, cfg.protocol.validation_limit
+    )
     encoded = {
         name: encode(split, task, tokenizer, max_length=cfg.protocol.max_length)
         for name, split in splits.items()

@@ -72,12 +72,25 @@ def _from_generator(data: DictConfig, task: Task) -> datasets.DatasetDict:
     return generate(task.name, seed=data.seed)
 
 
-def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
-    root = Path(data.root)
-    if not root.is_dir():
+def data_folder(data: DictConfig) -> Path:
+    """The folder that data=directory reads.
+
+    Raises:
+        DataError: it is not set or not there.
+    """
+    if not data.root:
         raise DataError(
-            f"The data folder {root} does not exist: set data.root to a GLUE download folder."
+            "data.root is not set: add data.root=... to the command or set GLUE_DATA=..., a GLUE download folder."
         )
+    if not Path(data.root).is_dir():
+        raise DataError(
+            f"The data folder {data.root} does not exist: set data.root to a GLUE download folder."
+        )
+    return Path(data.root)
+
+
+def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
+    root = data_folder(data)
     for folder in (root / task.name, root / task.title):
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))

@@ -33,13 +33,17 @@ class Splits:
         return (("train", self.train), ("validation", self.validation), ("test", self.test))
 
 
-def make_splits(text: datasets.DatasetDict, task: Task, validation: str) -> Splits:
+def make_splits(
+    text: datasets.DatasetDict, task: Task, validation: str, limit: int | None = None
+) -> Splits:
     """Split one task's text.
 
     `validation`: "tenth_of_train", or "test" for the authors' second recipe, which trains on the whole
-    training set and draws its curve on GLUE's validation set.
+    training set and draws its curve on GLUE's validation set. `limit`: at most so many rows of the held-out
+    tenth are used, its first ones; the rest of it is not trained on.
 
     Raises:
+        ConfigError: an unknown `validation`, or a limit that does not fit it.
         DataError: a label is missing (GLUE marks hidden labels -1) or only one class is in a split.
     """
     columns = [*task.fields, "label"]
@@ -50,6 +54,10 @@ def make_splits(text: datasets.DatasetDict, task: Task, validation: str) -> Spli
         _check_labels(np.asarray(split["label"]), task, name)
     test = datasets.concatenate_datasets([text[name] for name in task.test_splits])
     test_part = [name for name in task.test_splits for _ in range(len(text[name]))]
+    if limit is not None and (limit < 1 or validation == "test"):
+        raise ConfigError(
+            f"protocol.validation_limit is {limit}: give a positive number with validation=tenth_of_train, or null."
+        )
     if validation == "test":
         return Splits(text["train"], test, test, test_part, len(text["train"]))
     if validation != "tenth_of_train":
@@ -61,7 +69,7 @@ def make_splits(text: datasets.DatasetDict, task: Task, validation: str) -> Spli
     held_out = round(len(order) * 0.1)
     return Splits(
         train=text["train"].select(order[held_out:]),
-        validation=text["train"].select(order[:held_out]),
+        validation=text["train"].select(order[:held_out][:limit]),
         test=test,
         test_part=test_part,
         source_train_rows=len(order),

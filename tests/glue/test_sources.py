@@ -4,8 +4,8 @@ import datasets
 import pytest
 from omegaconf import OmegaConf
 
-from condlora.errors import DataError, NetworkError
-from condlora.glue.sources import load_text
+from condlora.errors import ConfigError, DataError, NetworkError
+from condlora.glue.sources import data_folder, load_text
 from condlora.glue.splits import make_splits, split_sha256
 from tests.tasks import GLUE_TASKS, ROOT, load_task
 
@@ -159,6 +159,25 @@ def test_split_is_the_authors():
     assert splits.test["sentence"][:] == text["validation"]["sentence"][:]
 
 
+def test_limited_validation_is_the_first_of_the_tenth_and_trains_on_nothing_more():
+    text = datasets.DatasetDict(train=rows(96), validation=rows(10))
+    whole, limited = (
+        make_splits(text, load_task("sst2"), "tenth_of_train", limit) for limit in (None, 4)
+    )
+    assert limited.validation["sentence"][:] == whole.validation["sentence"][:4]
+    assert limited.train["sentence"][:] == whole.train["sentence"][:]
+    assert limited.test["sentence"][:] == whole.test["sentence"][:]
+    more = make_splits(text, load_task("sst2"), "tenth_of_train", 1000)
+    assert len(more.validation) == len(whole.validation)
+
+
+@pytest.mark.parametrize(("validation", "limit"), [("tenth_of_train", 0), ("test", 4)])
+def test_limit_that_does_not_fit_is_refused(validation, limit):
+    text = datasets.DatasetDict(train=rows(20), validation=rows(10))
+    with pytest.raises(ConfigError, match=f"validation_limit is {limit}"):
+        make_splits(text, load_task("sst2"), validation, limit)
+
+
 def test_second_recipe_holds_nothing_out():
     text = datasets.DatasetDict(train=rows(20), validation=rows(10))
     splits = make_splits(text, load_task("sst2"), "test")
@@ -192,3 +211,15 @@ def test_split_hash_follows_text_label_and_order():
     assert split_sha256(base, task) == same
     assert split_sha256(base.select([1, 0, 2, 3, 4, 5]), task) != same
     assert split_sha256(rows(6, labels=(1, 0)), task) != same
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        (None, r"data.root is not set: add data.root=.* or set GLUE_DATA="),
+        ("/nowhere", "does not exist"),
+    ],
+)
+def test_data_folder_that_is_not_set_or_not_there_is_said(root, message):
+    with pytest.raises(DataError, match=message):
+        data_folder(OmegaConf.create({"source": "directory", "root": root}))

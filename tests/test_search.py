@@ -1,0 +1,172 @@
+"""The search for a learning rate: what it reads, what it chooses, and that it survives a kill."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from condlora import finetune, search
+from condlora.errors import ConfigError, DivergedError, UndefinedScore
+from condlora.grid import compose_cells
+from condlora.records import recipe, recipe_hash, run_folder, write_atomically, write_record
+from tests.tasks import ROOT
+
+RATES = (1e-3, 2e-3, 4e-3)
+TINY = (
+    "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=4",
+    "protocol.evaluate_every=2", "runtime.threads=1",
+)  # fmt: skip
+
+
+def settings(folder, *overrides, rates=RATES, seed=100):
+    words = [*TINY, "adapter=lora", *overrides]
+    plain = {"profile": "adhoc", "overrides": words, "learning_rates": list(rates)}
+    plain |= {"seed": seed, "jobs": 1, "runs": f"{folder}/runs", "results": f"{folder}/results"}
+    return OmegaConf.create(plain)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A function (rate -> validation scores or an error, test score) that replaces fine-tuning; lists the runs."""
+
+    def install(curve, test=0.5):
+        done = []
+
+        def run(cfg):
+            folder, rate = run_folder(cfg), cfg.protocol.learning_rate
+            plain, metric = recipe(cfg), cfg.task.headline
+            scores = curve(rate)
+            done.append(rate)
+            record = {"recipe_hash": recipe_hash(plain), "schema_version": 1, "status": "failed"}
+            record |= dict.fromkeys(("started_at", "finished_at"), "2026-01-01T00:00:00+00:00")
+            write_record(folder, record | {"steps": 4, "test": {metric: test}})
+            if isinstance(scores, BaseException):
+                raise scores
+            table = pd.DataFrame({"step": range(len(scores)), metric: scores})
+            write_atomically(folder / "curve.csv", lambda path: table.to_csv(path, index=False))
+            if test is None:
+                raise UndefinedScore("no test score")
+
+        monkeypatch.setattr(finetune, "run", run)
+        return done
+
+    return install
+
+
+def test_trials_are_the_same_rates_for_both_methods_and_real_runs(tmp_path):
+    table = search.search(settings(tmp_path, "adapter=lora,condlora", rates=RATES[:2]))
+    for _, rows in table.groupby("adapter"):
+        assert tuple(rows["learning_rate"]) == RATES[:2]
+        assert rows["chosen"].sum() == 1
+        assert rows["chosen"].idxmax() == rows["validation_score"].idxmax()
+    written = pd.read_csv(tmp_path / "results/adhoc/search.csv")
+    assert len(written) == 4
+    assert str(tmp_path) not in (tmp_path / "results/adhoc/search.csv").read_text()
+    records = [json.loads(p.read_text()) for p in (tmp_path / "runs/search").rglob("record.json")]
+    by_trial = {(r["adapter"], r["recipe"]["protocol"]["learning_rate"]): r for r in records}
+    for trial in written.itertuples():
+        record = by_trial[trial.adapter, trial.learning_rate]
+        assert trial.validation_score == record["validation"]["accuracy"]
+        assert trial.recipe_hash == record["recipe_hash"]
+        assert (trial.seed, trial.steps, trial.metric) == (100, 4, "accuracy")
+
+
+def test_recipe_of_the_chosen_trial_is_that_of_the_profiles_cell(tmp_path):
+    """So a table's run can be traced to the trial that chose its rate."""
+    ((_, trial, _),) = search.compose_studies(settings(tmp_path))
+    overrides = ("adapter=lora", "protocol.learning_rate=2e-3", f"runs={tmp_path}/runs", "seed=100")
+    (cell,) = compose_cells((*TINY, *overrides))
+    assert recipe_hash(recipe(trial)) == recipe_hash(recipe(cell))
+    assert run_folder(trial) != run_folder(cell)
+
+
+def test_only_validation_chooses(tmp_path, stand_in):
+    """The test score rises with the rate; validation prefers the lowest, by its best evaluation."""
+    stand_in(lambda rate: [0.5, 0.9 - 100 * rate, 0.1], test=0.99)
+    table = search.search(settings(tmp_path))
+    assert set(table[table["chosen"]]["learning_rate"]) == {min(RATES)}
+    assert table["validation_score"].tolist() == [0.9 - 100 * rate for rate in RATES]
+
+
+def test_undefined_test_score_does_not_cost_a_trial(tmp_path, stand_in):
+    stand_in(lambda rate: [0.1, rate], test=None)
+    table = search.search(settings(tmp_path))
+    assert set(table["state"]) == {"complete"}
+
+
+def test_equal_scores_give_the_lower_rate(tmp_path, stand_in):
+    stand_in(lambda rate: [0.7])
+    table = search.search(settings(tmp_path, rates=(4e-3, 1e-3)))
+    assert set(table[table["chosen"]]["learning_rate"]) == {1e-3}
+
+
+def test_failed_trials_lose_and_say_why(tmp_path, stand_in):
+    outcome = {1e-3: DivergedError("The loss is nan"), 2e-3: [0.3], 4e-3: [float("nan")] * 2}
+    stand_in(outcome.get, test=None)
+    table = search.search(settings(tmp_path))
+    assert table["state"].tolist() == ["fail", "complete", "fail"]
+    assert table["reason"].tolist()[0] == "The loss is nan"
+    assert table["chosen"].tolist() == [False, True, False]
+
+
+def test_no_rate_is_chosen_where_all_trials_fail(tmp_path, stand_in):
+    stand_in(lambda rate: DivergedError("The loss is nan"))
+    assert not search.search(settings(tmp_path))["chosen"].any()
+
+
+def test_search_that_was_stopped_goes_on_and_gives_the_same_trials(tmp_path, stand_in):
+    stand_in(lambda rate: [1 - rate])
+    whole = search.search(settings(tmp_path / "whole"))
+
+    def stopped(rate):
+        if rate == 2e-3:
+            raise KeyboardInterrupt
+        return [1 - rate]
+
+    first = stand_in(stopped)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(settings(tmp_path / "stopped"))
+    second = stand_in(lambda rate: [1 - rate])
+    resumed = search.search(settings(tmp_path / "stopped"))
+    assert (first, second) == ([1e-3], [2e-3, 4e-3])
+    pd.testing.assert_frame_equal(resumed, whole)
+
+
+def test_trials_of_another_search_do_not_count(tmp_path, stand_in):
+    done = stand_in(lambda rate: [0.5])
+    for words, changed in (
+        ((), {}),
+        ((), {"rates": (1e-3, 5e-3)}),
+        ((), {"seed": 101}),
+        (("protocol.batch_size=8",), {}),
+    ):
+        done.clear()
+        table = search.search(settings(tmp_path, *words, **changed))
+        assert len(done) == len(table) == len(changed.get("rates", RATES))
+
+
+def test_protocol_that_validates_on_the_test_set_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="which a search must not see"):
+        search.search(settings(tmp_path, "protocol.validation=test"))
+
+
+def test_search_seed_is_in_no_profile():
+    seed = OmegaConf.load(ROOT / "configs/search/settings.yaml").seed
+    for path in (ROOT / "configs/profile").glob("*.yaml"):
+        params = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params", default={})
+        assert str(seed) not in str(params.get("seed", "")).split(",")
+
+
+SEARCHES = sorted(ROOT.glob("results/*/search.csv"))
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.parent.name)
+def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
+    table = pd.read_csv(path)
+    assert table.groupby(["task", "adapter"]).size().nunique() == 1  # one budget
+    chosen = table[table["chosen"]].set_index(["task", "adapter"])["learning_rate"]
+    cells = compose_cells((f"profile={path.parent.name}",))
+    rates = {(c.task.name, c.adapter.name): c.protocol.learning_rate for c in cells}
+    assert rates == chosen.to_dict()
