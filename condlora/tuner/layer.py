@@ -172,7 +172,6 @@ class Linear(nn.Module, CondLoraLayer):
             maps = (self.condlora_theta_A, self.condlora_theta_B)
             self._draw(adapter_name, config.init_weights)
         self.maps[adapter_name] = maps
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _draw(self, adapter_name: str, init_weights: bool) -> None:
         W = self.frozen_weight()
