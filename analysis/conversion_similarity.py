@@ -9,15 +9,15 @@ The second one asks what W0^-1 does by itself; the paper's baseline does not pas
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
+from torch import Tensor
 
 from analysis import subspace, typeset
-from analysis.figures import heatmap, round_up, save
+from analysis.figures import Panel, heatmap_grid, round_up, save
 from analysis.selection import (
     MATRIX_LABEL,
     REFERENCE,
@@ -37,9 +37,6 @@ SOURCE_LABEL = {
     GAUSSIAN: "Gaussian matrices",
     CONTROL: "Gaussian A, B, W₀⁻¹",
 }
-
-
-PANELS_IN_A_ROW = 5  # legible at the width of a page
 
 
 @dataclass(frozen=True)
@@ -77,54 +74,57 @@ def figure1(stacks: list[Stack], settings: Settings) -> ConversionSimilarity:
             notes.append(f"No conversion matrices for {stack.module} modules: {error}.")
             continue
         layers = stack.layers
+        if stack.W.shape[-2] != stack.W.shape[-1]:
+            notes.append(_rectangular(stack))
         for (matrix, source), phi in found.items():
             names = [(c.task, c.seed) for c in stack.cells]
             if source != TRAINED:
                 names = [("", draw) for draw in range(len(phi))]
-            for name, means in zip(names, _means_of_pairs(phi), strict=True):
+            for name, means in zip(names, subspace.means_of_pairs(phi).tolist(), strict=True):
                 rows.append([stack.module, matrix, source, *name, *means])
             for task in dict.fromkeys(task for task, _ in names):
                 of_task = [n for n, (name, _) in enumerate(names) if name == task]
-                maps[stack.module, matrix, source, task] = phi[of_task]
+                maps[stack.module, matrix, source, task] = phi[of_task].numpy()
     columns = ["module", "matrix", "source", "task", "seed_or_draw"]
     values = pd.DataFrame(rows, columns=[*columns, "off_diagonal", "deep", "shallow"])
     values["deep_minus_shallow"] = values.deep - values.shallow
     return ConversionSimilarity(maps, values, layers, notes)
 
 
-def _stack_maps(stack: Stack, settings: Settings) -> dict[tuple[str, str], np.ndarray]:
-    runs, L, r, d = stack.A.shape
+def _stack_maps(stack: Stack, settings: Settings) -> dict[tuple[str, str], Tensor]:
+    runs, L, r, d_in = stack.A.shape
+    d_out = stack.B.shape[2]
     i, j = settings.counts(r)
     generator = settings.generator()
-    gaussian_A = subspace.gaussian((settings.baseline_draws, L, r, d), generator)
-    gaussian_B = subspace.gaussian((settings.baseline_draws, L, d, r), generator)
+    gaussian_A = subspace.gaussian((settings.baseline_draws, L, r, d_in), generator)
+    gaussian_B = subspace.gaussian((settings.baseline_draws, L, d_out, r), generator)
     # Trained and Gaussian factors pass through one factorisation of W0, and the paper's baseline
     # is the same Gaussian matrices before they do.
     A = torch.cat([stack.A.double(), gaussian_A])
     B = torch.cat([stack.B.double(), gaussian_B])
     conversion_A, conversion_B = subspace.conversion_matrices(stack.W, A, B, stack.layers)
     through = subspace.conversion_maps(conversion_A, conversion_B, A, i, j)
-    plain = subspace.conversion_maps(gaussian_A.mT, gaussian_B, gaussian_A, i, j)
+    # Conversion matrices of a rectangular W0 have the sides of the other factor.
+    replaced = (gaussian_A.mT, gaussian_B) if d_in == d_out else (gaussian_B, gaussian_A.mT)
+    plain = subspace.conversion_maps(*replaced, gaussian_A, i, j)
     maps = {}
     for matrix in through:
-        maps[matrix, TRAINED] = through[matrix][:runs].numpy()
-        maps[matrix, GAUSSIAN] = plain[matrix].numpy()
-        maps[matrix, CONTROL] = through[matrix][runs:].numpy()
+        maps[matrix, TRAINED] = through[matrix][:runs]
+        maps[matrix, GAUSSIAN] = plain[matrix]
+        maps[matrix, CONTROL] = through[matrix][runs:]
     return maps
 
 
-def _means_of_pairs(phi: np.ndarray) -> np.ndarray:
-    """Means of maps (n, L, L) over pairs of two layers: all, both deep, both shallow; (n, 3)."""
-    L = phi.shape[-1]
-    half = L // 2
-    off_diagonal = ~np.eye(L, dtype=bool)
-    means = []
-    for first, last in ((0, L), (L - half, L), (0, half)):
-        inside = np.zeros((L, L), dtype=bool)
-        inside[first:last, first:last] = True
-        pairs = inside & off_diagonal
-        means.append(phi[:, pairs].mean(axis=1) if pairs.any() else np.full(len(phi), np.nan))
-    return np.stack(means, axis=1)
+def _rectangular(stack: Stack) -> str:
+    d_out, d_in = stack.W.shape[-2:]
+    partly = "B" if d_out > d_in else "A"
+    return (
+        f"W₀ of {stack.module} modules is {d_out} x {d_in} and has no inverse: their conversion "
+        "matrices are least-squares solutions of smallest norm, of W₀X = B and, as the sides of "
+        "equation 3 do not fit, of W₀′X = A′. The solution for "
+        f"{partly} reproduces only a part of {partly}, the one that W₀ can reach. Compare these "
+        "modules with their own baselines and with no square module."
+    )
 
 
 def table(result: ConversionSimilarity) -> typeset.Table:
@@ -218,46 +218,19 @@ def draw(result: ConversionSimilarity, folder: Path) -> dict[str, Path]:
 
 
 def _panels(result: ConversionSimilarity, module: str, columns: list[Column]) -> Figure:
-    kinds = [(matrix, column) for matrix in ("A", "B") for column in columns]
-    maps = {kind: result.maps[module, kind[0], kind[1].source, kind[1].task] for kind in kinds}
     runs = _runs_drawn(result, module, columns)
     off_diagonal = ~np.eye(len(result.layers), dtype=bool)
-    limit = round_up(max(np.nanmax(m[:runs].mean(axis=0)[off_diagonal]) for m in maps.values()))
-    width = min(PANELS_IN_A_ROW, len(columns))
-    height = -(-len(columns) // width)  # rows of panels for each of A and B
-    fig, axes = plt.subplots(
-        2 * height,
-        width,
-        figsize=(1.95 * width + 0.6, 4.5 * height + 0.6),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-    )
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for n, (matrix, column) in enumerate(kinds):
-        row, place = divmod(n % len(columns), width)
-        ax = axes[row + (height if matrix == "B" else 0), place]
-        ax.set_axis_on()
-        title = f"W₀→{matrix}, {column.title}"
-        found = maps[matrix, column]
-        image = heatmap(
-            found[:runs].mean(axis=0), ax, title=title, limit=limit, layers=result.layers
-        )
-        mean = typeset.spread(summarise(_means_of_pairs(found)[:, 0]), 4)
-        ax.set_xlabel(f"mean {mean}", fontsize=8)
-        ax.tick_params(labelbottom=True)
-        if place == 0:
-            ax.set_ylabel("layer")
-    fig.colorbar(
-        image,
-        ax=axes,
-        location="bottom",
-        label=f"φ, colours from 0 to {limit:g}; the diagonal is 1",
-        shrink=0.8,
-        aspect=40,
-    )
-    return fig
+    rows, largest = [], 0.0
+    for matrix in ("A", "B"):
+        rows.append([])
+        for column in columns:
+            found = result.maps[module, matrix, column.source, column.task]
+            shown = found[:runs].mean(axis=0)
+            means = subspace.means_of_pairs(torch.from_numpy(found))[:, 0]
+            below = f"mean {typeset.spread(summarise(means.numpy()), 4)}"
+            rows[-1].append(Panel(shown, f"W₀→{matrix}, {column.title}", below))
+            largest = np.fmax(largest, np.nanmax(shown[off_diagonal]))
+    return heatmap_grid(rows, limit=round_up(largest), layers=result.layers)
 
 
 def _runs_drawn(result: ConversionSimilarity, module: str, columns: list[Column]) -> int:

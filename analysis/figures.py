@@ -1,6 +1,7 @@
 """The one place that sets the plotting style; figures are byte-equal when drawn again."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -37,6 +38,10 @@ METHOD_STYLE = {
     "condlora": {"color": "#D55E00", "marker": "s", "label": "CondLoRA"},
 }
 
+# Beside colour and marker, so that lines differ in grey as well.
+METHOD_LINE = {"lora": "-", "condlora": "--"}
+COLUMN_WIDTH = 3.3  # inches: one column of a two-column page
+
 
 def label(adapter: str) -> str:
     """The name a method goes by; its configuration's name where no other is set."""
@@ -61,6 +66,97 @@ def heatmap(
     ax.spines[:].set_visible(False)
     ax.set_title(title)
     return image
+
+
+def count_map(matrix: np.ndarray, ax: Axes, *, title: str, limit: float) -> AxesImage:
+    """Draws phi (I, J) over the numbers of singular vectors taken: i downwards, j to the right.
+
+    Colours from 0 to `limit`; returns the image, for a colour bar.
+    """
+    shown = np.ma.masked_invalid(matrix)
+    image = ax.imshow(shown, cmap=COLOURS, vmin=0, vmax=limit, aspect="auto")
+    ax.set_facecolor("0.85")
+    for axis, count in ((ax.yaxis, matrix.shape[0]), (ax.xaxis, matrix.shape[1])):
+        ticks = sorted({1, -(-count // 2), count})
+        axis.set_ticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, fontsize=7)
+    return image
+
+
+def position_map(
+    matrix: np.ndarray,
+    ax: Axes,
+    *,
+    title: str,
+    limit: float,
+    modules: Sequence[str],
+    layers: Sequence[int],
+) -> AxesImage:
+    """Draws values (modules, layers) from 0 to `limit`, each with its number written in it."""
+    image = ax.imshow(np.ma.masked_invalid(matrix), cmap=COLOURS, vmin=0, vmax=limit, aspect="auto")
+    ax.set_facecolor("0.85")
+    for (row, column), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            text = f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.2f}"
+            colour = "white" if value < 0.55 * limit else "black"
+            ax.text(column, row, text, color=colour, fontsize=5.5, ha="center", va="center")
+    ax.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+    ax.set_yticks(range(len(modules)), modules)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=8)
+    return image
+
+
+PANELS_IN_A_ROW = 5  # legible at the width of a page
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heat map of a grid: phi (L, L), the title above it and the line below it."""
+
+    matrix: np.ndarray
+    title: str
+    below: str
+
+
+def heatmap_grid(rows: list[list[Panel]], *, limit: float, layers: Sequence[int]) -> Figure:
+    """Draws rows of heat maps on one colour scale; a row with too many panels goes on below itself."""
+    columns = len(rows[0])
+    width = min(PANELS_IN_A_ROW, columns)
+    height = -(-columns // width)  # lines of panels for each row
+    fig, axes = plt.subplots(
+        len(rows) * height,
+        width,
+        figsize=(1.95 * width + 0.6, 2.25 * len(rows) * height + 0.6),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for n, row in enumerate(rows):
+        for m, panel in enumerate(row):
+            line, place = divmod(m, width)
+            ax = axes[n * height + line, place]
+            ax.set_axis_on()
+            image = heatmap(panel.matrix, ax, title=panel.title, limit=limit, layers=layers)
+            ax.set_xlabel(panel.below, fontsize=8)
+            ax.tick_params(labelbottom=True)
+            if place == 0:
+                ax.set_ylabel("layer")
+    fig.colorbar(
+        image,
+        ax=axes,
+        location="bottom",
+        label=f"φ, colours from 0 to {limit:g}; the diagonal is 1",
+        shrink=0.8,
+        aspect=40,
+    )
+    return fig
 
 
 def round_up(value: float) -> float:

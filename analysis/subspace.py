@@ -78,25 +78,61 @@ def conversion_matrices(
 ) -> tuple[Tensor, Tensor]:
     """Conversion matrices W0->A = W^-1 A' and W0->B = W^-1 B, equations 3 and 4.
 
-    W (L, d, d); A (..., L, r, d) and B (..., L, d, r), where leading dimensions are runs or draws
-    on the same weights; returns two float64 (..., L, d, r). Each W is factorised once, in float64,
-    for all right-hand sides together; no inverse is formed. `layers` (L numbers, by default from
-    1) names the layers in errors. Raises NotInvertible for a W that is not square, not finite or
-    singular to working precision.
+    W (L, out, in); A (..., L, r, in) and B (..., L, out, r), where leading dimensions are runs or
+    draws on the same weights; returns two float64 stacks: for square W both (..., L, in, r). Each W
+    is factorised once, in float64, for all right-hand sides together; no inverse is formed.
+
+    A rectangular W has no inverse, and the least-squares solution of smallest norm takes its place
+    (the Moore-Penrose inverse). Equation 4 keeps its sides: W X = B, so X is (..., L, in, r). In
+    equation 3 they no longer fit, as A' has `in` rows and W has `out`; what has a meaning for any
+    shape is the map that makes A from W itself, A = theta W (the form `consistent`), so W' X = A'
+    and X = theta' is (..., L, out, r). For one of the two, the system has more equations than
+    unknowns and the solution reproduces only the part of A' or B in the span of W' or W: that of B
+    where out > in (a feed-forward layer that widens), that of A where out < in. phi of A's matrices
+    then compares directions of the other space than for square W, so the two are not comparable.
+
+    `layers` (L numbers, by default from 1) names the layers in errors. Raises NotInvertible for a W
+    that is not finite or, to working precision, singular (square) or not of full rank.
     """
+    layers = layers or range(1, len(W) + 1)
     if W.shape[-2] != W.shape[-1]:
-        raise NotInvertible(
-            f"W0 is {W.shape[-2]} x {W.shape[-1]}; conversion matrices need a square weight"
-        )
+        return _least_squares(W.mT, A.mT, layers), _least_squares(W, B, layers)
     LU, pivots, info = torch.linalg.lu_factor_ex(W.double())
-    _check_invertible(LU, info, layers or range(1, len(W) + 1))
-    right = torch.cat([A.double().mT, B.double()], dim=-1)  # (..., L, d, 2r)
-    lead, (d, width) = right.shape[:-3], right.shape[-2:]
-    columns = right.reshape(-1, len(W), d, width).permute(1, 2, 0, 3).reshape(len(W), d, -1)
-    solved = torch.linalg.lu_solve(LU, pivots, columns)
-    solved = solved.reshape(len(W), d, -1, width).permute(2, 0, 1, 3).reshape(*lead, -1, d, width)
+    _check_invertible(LU, info, layers)
+    columns = _beside(torch.cat([A.double().mT, B.double()], dim=-1))
     r = A.shape[-2]
+    solved = _apart(torch.linalg.lu_solve(LU, pivots, columns), A.shape[:-3], 2 * r)
     return solved[..., :r], solved[..., r:]
+
+
+def _least_squares(W: Tensor, X: Tensor, layers: Sequence[int]) -> Tensor:
+    """The solution of smallest norm of W Y = X; W (L, n, m), X (..., L, n, r), Y (..., L, m, r)."""
+    columns = _beside(X.double())
+    _raise_not_invertible(~W.isfinite().all(dim=-1).all(dim=-1), layers)
+    # Pivoted QR: it finds the rank at the cost of a factorisation.
+    found = torch.linalg.lstsq(W.double(), columns, driver="gelsy")
+    _raise_not_invertible(found.rank < min(W.shape[-2:]), layers)
+    return _apart(found.solution, X.shape[:-3], X.shape[-1])
+
+
+def in_each_layer(M: Tensor, X: Tensor) -> Tensor:
+    """M X with each layer's M (L, n, d) on that layer's X (..., L, d, r); float64 (..., L, n, r).
+
+    One product per layer for all runs: broadcasting would copy M for each of them.
+    """
+    return _apart(M.double() @ _beside(X.double()), X.shape[:-3], X.shape[-1])
+
+
+def _beside(X: Tensor) -> Tensor:
+    """(..., L, n, r) as (L, n, columns): the right-hand sides of all runs beside each other."""
+    L, n, r = X.shape[-3:]
+    return X.reshape(-1, L, n, r).permute(1, 2, 0, 3).reshape(L, n, -1)
+
+
+def _apart(columns: Tensor, lead: Sequence[int], r: int) -> Tensor:
+    """Undoes `_beside`: (L, n, columns) as (*lead, L, n, r)."""
+    L, n = columns.shape[:2]
+    return columns.reshape(L, n, -1, r).permute(2, 0, 1, 3).reshape(*lead, L, n, r)
 
 
 def conversion_maps(
@@ -104,8 +140,9 @@ def conversion_maps(
 ) -> dict[str, Tensor]:
     """The heat maps of Figure 1 for A and B, and the one for B A: phi over all pairs of layers.
 
-    conversion_A and conversion_B (..., L, d, r), A (..., L, r, d); left singular vectors; returns
-    float64 (..., L, L) under "A", "B" and "BA". W^-1 B A is never formed: it is conversion_B A.
+    conversion_A (..., L, n, r), conversion_B (..., L, d, r), A (..., L, r, d); left singular
+    vectors; returns float64 (..., L, L) under "A", "B" and "BA". W^-1 B A is never formed: it is
+    conversion_B A.
     """
     k = max(i, j)
     bases = {
@@ -114,6 +151,22 @@ def conversion_maps(
         "BA": left_basis_of_product(conversion_B, A, k),
     }
     return {name: phi_map(U, U, i, j) for name, U in bases.items()}
+
+
+def means_of_pairs(phi: Tensor) -> Tensor:
+    """Means of heat maps over pairs of two different layers: all, both deep, both shallow.
+
+    phi (..., L, L); returns float64 (..., 3). A half is L // 2 layers; NaN where it has no pair.
+    """
+    L = phi.shape[-1]
+    half = L // 2
+    off_diagonal = ~torch.eye(L, dtype=torch.bool)
+    means = []
+    for first, last in ((0, L), (L - half, L), (0, half)):
+        inside = torch.zeros(L, L, dtype=torch.bool)
+        inside[first:last, first:last] = True
+        means.append(phi[..., inside & off_diagonal].double().mean(dim=-1))
+    return torch.stack(means, dim=-1)
 
 
 def adapter_phi(
@@ -137,6 +190,26 @@ def adapter_phi(
 def gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Standard normal entries, float64, from the generator given and from nothing else."""
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+
+
+def initial_A(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """LoRA's A before training (..., r, in), float64: Kaiming-uniform with a = sqrt 5.
+
+    Which is uniform between -1 / sqrt(in) and 1 / sqrt(in).
+    """
+    return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) / shape[-1] ** 0.5
+
+
+def rotated(X: Tensor, generator: torch.Generator) -> Tensor:
+    """R X for an orthogonal R drawn uniformly for each matrix X (..., d, r); float64.
+
+    R Q for X = Q T is a uniformly random orthonormal frame, drawn as such: R is never formed. To
+    rotate what W^-1 = V S^-1 U' is applied to is to draw U anew; to rotate the result, to draw V.
+    """
+    T = torch.linalg.qr(X.double(), mode="r").R
+    frame, factor = torch.linalg.qr(gaussian(X.shape, generator))
+    # With the factor's diagonal positive the frame is uniform, whatever signs LAPACK chose.
+    return frame * factor.diagonal(dim1=-2, dim2=-1).sign()[..., None, :] @ T
 
 
 def random_phi(
@@ -184,7 +257,10 @@ def _check_invertible(LU: Tensor, info: Tensor, layers: Sequence[int]) -> None:
     smallest, largest = pivot.amin(dim=-1), pivot.amax(dim=-1)
     # A rank-deficient weight leaves a last pivot of rounding size, seldom an exact zero.
     limit = largest * LU.shape[-1] * torch.finfo(LU.dtype).eps
-    is_bad = (info != 0) | ~(smallest > limit)  # the negation also catches NaN
+    _raise_not_invertible((info != 0) | ~(smallest > limit), layers)  # negated: catches NaN too
+
+
+def _raise_not_invertible(is_bad: Tensor, layers: Sequence[int]) -> None:
     if is_bad.any():
         named = ", ".join(str(layers[n]) for n in is_bad.nonzero().flatten().tolist())
         raise NotInvertible(

@@ -1,5 +1,9 @@
-"""Tables as csv, md and tex: numbers become text here and nowhere else."""
+"""What the report is made of: tables as csv, md and tex, pictures and sections.
 
+Numbers become text here and nowhere else.
+"""
+
+import base64
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +18,8 @@ CSV_FORMAT = "%.9g"
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "Δ": r"$\Delta$", "φ": r"$\phi$",
-    "⁻¹": r"$^{-1}$", "₀": r"$_0$", "→": r"$\to$",
+    "<": "$<$", ">": "$>$", "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "Δ": r"$\Delta$", "φ": r"$\phi$",
+    "⁻¹": r"$^{-1}$", "₀": r"$_0$", "→": r"$\to$", "′": r"$'$", "θ": r"$\theta$", "‖": r"$\Vert$",
 }  # fmt: skip
 
 
@@ -35,6 +39,29 @@ class Table:
     text_columns: int = 1
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it."""
+
+    path: Path
+    alt: str
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report; `details` are tables and figures a reader opens when needed."""
+
+    title: str
+    text: list[str]
+    shown: list[Table | Picture]
+    details: list[Table | Picture]
+
+
 def number(value: float | None, digits: int) -> str:
     """`value` with a true minus sign and no negative zero; a dash where it is None or NaN."""
     if value is None or math.isnan(value):
@@ -50,6 +77,18 @@ def spread(summary: Summary, digits: int, *, with_n: bool = True) -> str:
         return UNDEFINED
     text = f"{number(summary.mean, digits)} ± {number(summary.sd, digits)}"
     return f"{text} ({summary.n})" if with_n else text
+
+
+def interval(low: float, high: float, digits: int) -> str:
+    """ "[low, high]", a dash where either end is undefined."""
+    if math.isnan(low) or math.isnan(high):
+        return UNDEFINED
+    return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def p_value(p: float) -> str:
+    """Three decimals, never zero; a dash where undefined."""
+    return "< 0.001" if p < 0.001 else number(p, 3)
 
 
 def write(table: Table, folder: Path) -> list[Path]:

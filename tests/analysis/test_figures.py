@@ -70,16 +70,36 @@ def test_the_control_shows_what_the_inverse_does_by_itself(cells, load, settings
 
 
 def test_weights_without_inverse_are_said_and_not_drawn(cells, load, settings, tmp_path):
-    def rectangular(folder):
+    def singular(folder):
         found = load(folder)
-        found["value"].W = found["value"].W[..., :16]
-        found["query"].W = found["query"].W * 0
+        for factors in found.values():
+            factors.W = factors.W * 0
         return found
 
-    result = figure1.figure1(load_stacks(cells, rectangular), settings)
-    assert len(result.notes) == 2 and "32 x 16" in " ".join(result.notes)
+    result = figure1.figure1(load_stacks(cells, singular), settings)
+    assert len(result.notes) == 2 and "layer 1, 2, 3, 4, 5, 6 is singular" in result.notes[0]
     assert result.values.empty
     assert figure1.draw(result, tmp_path) == {}
+
+
+def test_feed_forward_modules_are_measured_beside_baselines_of_their_own_sides(
+    cells, load, settings
+):
+    """W0 (32, 16): conversion matrices of A have 32 rows, those of B have 16."""
+
+    def rectangular(folder):
+        factors = load(folder)["value"]
+        factors.W, factors.A = factors.W[..., :16], factors.A[..., :16]
+        return {"intermediate": factors}
+
+    result = figure1.figure1(load_stacks(cells, rectangular), settings)
+    for matrix, rows in (("A", 32), ("B", 16)):
+        random = result.summary("off_diagonal", "intermediate", matrix, GAUSSIAN)
+        # 40 draws of 15 pairs, each with a deviation below 0.09.
+        assert random.mean == pytest.approx(4 / rows, abs=0.015)
+        assert result.summary("off_diagonal", "intermediate", matrix, TRAINED).n == 4
+    assert len(result.notes) == 1
+    assert "32 x 16" in result.notes[0] and "only a part of B" in result.notes[0]
 
 
 @pytest.fixture(scope="module")

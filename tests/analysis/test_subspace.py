@@ -197,9 +197,51 @@ def test_singular_weights_are_named(spoil):
         subspace.conversion_matrices(W, gaussian(3, 2, 8), gaussian(3, 8, 2), layers=[10, 12, 14])
 
 
-def test_weights_that_are_not_square_and_impossible_counts_are_refused():
-    with pytest.raises(subspace.NotInvertible, match="8 x 16"):
-        subspace.conversion_matrices(gaussian(1, 8, 16), gaussian(1, 2, 16), gaussian(1, 8, 2))
+@pytest.mark.parametrize(("d_out", "d_in"), [(12, 7), (7, 12)])
+def test_rectangular_weights_give_the_solutions_of_smallest_norm(d_out, d_in):
+    W, A, B = gaussian(3, d_out, d_in), gaussian(2, 3, 4, d_in), gaussian(2, 3, d_out, 4, seed=1)
+    conversion_A, conversion_B = subspace.conversion_matrices(W, A, B)
+    assert conversion_A.shape == (2, 3, d_out, 4) and conversion_B.shape == (2, 3, d_in, 4)
+    for run in range(2):
+        for layer in range(3):
+            pseudo_inverse = np.linalg.pinv(W[layer].numpy())
+            for ours, theirs in (
+                (conversion_A, pseudo_inverse.T @ A[run, layer].numpy().T),
+                (conversion_B, pseudo_inverse @ B[run, layer].numpy()),
+            ):
+                np.testing.assert_allclose(ours[run, layer].numpy(), theirs, atol=1e-10)
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(12, 7), (7, 12)])
+def test_one_map_of_rectangular_weights_is_recovered_where_the_system_allows(d_out, d_in):
+    W = gaussian(3, d_out, d_in)
+    theta_A, theta_B = gaussian(4, d_out, seed=1), gaussian(4, d_in, seed=2)
+    found = subspace.conversion_matrices(W, theta_A @ W, W @ theta_B.mT)
+    # A wide W keeps all of theta_A, a tall one all of theta_B; of the other, a part.
+    whole, theta = (0, theta_A) if d_out < d_in else (1, theta_B)
+    torch.testing.assert_close(found[whole], theta.mT.expand(3, -1, -1))
+    assert found[1 - whole].shape[-2] == max(d_out, d_in)
+    assert (found[1 - whole][0] - found[1 - whole][1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("spoil", ["rank", "nan"])
+def test_rectangular_weights_without_full_rank_are_named(spoil):
+    W = gaussian(3, 8, 5)
+    W[2] = {"rank": W[2, :, :1] @ W[2, :1], "nan": W[2] * torch.nan}[spoil]
+    with pytest.raises(subspace.NotInvertible, match="layer 9 "):
+        subspace.conversion_matrices(W, gaussian(3, 2, 5), gaussian(3, 8, 2), layers=[7, 8, 9])
+
+
+def test_means_of_a_heat_map_are_over_pairs_of_two_layers():
+    """Five layers: the middle one is in neither half."""
+    phi = torch.eye(5) + 10 * torch.arange(5.0) * (1 - torch.eye(5))  # column m holds 10 m
+    expected = [20.0, 35.0, 5.0]  # columns 0 to 4, 3 and 4, 0 and 1
+    assert subspace.means_of_pairs(phi.expand(2, 5, 5)).tolist() == [expected, expected]
+    whole, deep, shallow = subspace.means_of_pairs(torch.full((3, 3), 0.5)).tolist()
+    assert whole == 0.5 and np.isnan(deep) and np.isnan(shallow)
+
+
+def test_impossible_counts_are_refused():
     with pytest.raises(ValueError, match="cannot take 5"):
         subspace.left_basis(gaussian(20, 4), 5)
     with pytest.raises(ValueError, match="i = 3 and j = 0"):
