@@ -1,0 +1,242 @@
+"""Scores and parameters over the rank r, with what the matrices say at each (rank_similarity).
+
+Takes finished runs of any ranks and says which of RANKS have none. Gives test scores against the
+rank and against trainable parameters, LoRA beside CondLoRA.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from omegaconf import DictConfig
+
+from analysis import rank_similarity, typeset
+from analysis.figures import COLUMN_WIDTH, METHOD_LINE, METHOD_STYLE, label, save
+from analysis.rank_selection import by_method, load_ranks, method_of, rank_of
+from analysis.selection import (
+    REFERENCE,
+    TASKS,
+    Settings,
+    Stack,
+    adapter_order,
+    open_study,
+    task_order,
+)
+from analysis.significance import summarise
+from analysis.typeset import Picture, Section, Table
+from condlora.cli import command
+from condlora.grid import Cell
+
+RANKS = (1, 2, 4, 8, 16, 64)  # those of Hu et al., table 6, and 16
+COMPARED = (REFERENCE, "condlora")
+
+
+@dataclass(frozen=True)
+class RankStudy:
+    """What the table and figures over ranks rest on.
+
+    runs: a row per run with task, method, r, alpha, seed, score_points and parameters.
+    similarity: see `rank_similarity.similarities`. notes: which ranks have no run, what is undefined.
+    """
+
+    runs: pd.DataFrame
+    similarity: pd.DataFrame
+    notes: list[str]
+
+    @property
+    def ranks(self) -> list[int]:
+        return sorted(set(self.runs.r))
+
+
+def by_rank(cells: list[Cell], stacks: list[Stack], settings: Settings) -> RankStudy:
+    """Everything over ranks, from finished runs and their matrices (any ranks, in any order)."""
+    runs = _runs(cells)
+    similarity, notes = rank_similarity.similarities(by_method(stacks), settings)
+    return RankStudy(runs, similarity, [*_missing(runs), *notes])
+
+
+def _runs(cells: list[Cell]) -> pd.DataFrame:
+    rows = []
+    for cell in cells:
+        record = cell.record
+        rows.append(
+            {
+                "task": cell.task,
+                "method": method_of(cell.adapter),
+                "r": rank_of(cell),
+                "alpha": record["recipe"]["adapter"]["config"]["lora_alpha"],
+                "seed": cell.seed,
+                "score_points": 100 * record["test"][record["headline"]],
+                "adapter_parameters": record["parameters"]["adapter"],
+                "trainable_parameters": record["parameters"]["trainable"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _missing(runs: pd.DataFrame) -> list[str]:
+    """Which ranks have no finished run; one sentence where only one rank is there at all."""
+    if runs.r.nunique() == 1:
+        return [f"All runs here have r = {runs.r.iloc[0]}: nothing is said of other ranks."]
+    absent = {m: [r for r in RANKS if r not in set(runs.r[runs.method == m])] for m in COMPARED}
+    named = [f"{label(m)} at r = {', '.join(map(str, rs))}" for m, rs in absent.items() if rs]
+    return [f"Not run: {'; '.join(named)}."] if named else []
+
+
+def table(result: RankStudy) -> Table:
+    """Parameters and scores of both methods at each rank, and their difference paired by seed."""
+    rows = []
+    runs = result.runs[result.runs.method.isin(COMPARED)]
+    for task, r in sorted(set(zip(runs.task, runs.r, strict=True)), key=_task_and_rank):
+        own = runs[(runs.task == task) & (runs.r == r)]
+        wide = own.pivot(index="seed", columns="method", values="score_points")
+        wide = wide.reindex(columns=list(COMPARED))
+        counts = [_parameters(own[own.method == method]) for method in COMPARED]
+        found = [wide[method].dropna() for method in COMPARED]
+        found.append((wide["condlora"] - wide[REFERENCE]).dropna())
+        scores = [typeset.spread(summarise(points), 1) for points in found]
+        rows.append([TASKS.get(task, task), str(r), *counts, *scores])
+    return Table(
+        name="rank",
+        title="Scores and parameters over the rank",
+        header=[
+            "task",
+            "r",
+            "parameters, LoRA",
+            "parameters, CondLoRA",
+            "score, LoRA",
+            "score, CondLoRA",
+            "CondLoRA − LoRA",
+        ],
+        rows=rows,
+        data=result.runs,
+        notes=[
+            "Scores in points on the test examples, mean ± sd over seeds (n); the difference is "
+            "paired by seed. Parameters: trainable, the classification head not counted. alpha is "
+            f"{' / '.join(f'{alpha:g}' for alpha in sorted(set(runs.alpha)))} at all ranks.",
+            *result.notes,
+        ],
+    )
+
+
+def _task_and_rank(key: tuple[str, int]) -> tuple:
+    return *task_order(key[0]), key[1]
+
+
+def _parameters(runs: pd.DataFrame) -> str:
+    counts = sorted(set(runs.adapter_parameters))
+    return " / ".join(f"{count:,}" for count in counts) or typeset.UNDEFINED
+
+
+def draw(result: RankStudy, folder: Path) -> dict[str, Path]:
+    """The figures, into `folder`; name -> png. None where there is one rank alone."""
+    if len(result.ranks) == 1:
+        return {}
+    paths = {"rank": _draw_scores(result, folder)}
+    if len(result.similarity):
+        paths["rank_similarity"] = rank_similarity.draw(result.similarity, folder)
+    return paths
+
+
+def _draw_scores(result: RankStudy, folder: Path) -> Path:
+    """Above: score against r; below: score against parameters. A column for each task."""
+    runs = result.runs
+    tasks = sorted(set(runs.task), key=task_order)
+    fig, axes = plt.subplots(
+        2,
+        len(tasks),
+        figsize=(max(COLUMN_WIDTH, 2.2 * len(tasks)), 3.6),
+        layout="constrained",
+        sharey="col",
+        squeeze=False,
+    )
+    drawn = []
+    for (top, bottom), task in zip(axes.T, tasks, strict=True):
+        own = runs[runs.task == task]
+        for method in sorted(set(own.method), key=adapter_order):
+            points = own[own.method == method].groupby("r", as_index=False)
+            points = points.agg(
+                adapter_parameters=("adapter_parameters", "mean"),
+                mean=("score_points", "mean"),
+                lowest=("score_points", "min"),
+                highest=("score_points", "max"),
+                n=("score_points", "size"),
+            )
+            drawn.append(points.assign(task=task, method=method))
+            _line(top, points.r, points, method)
+            _line(bottom, points.adapter_parameters, points, method)
+        top.set_title(TASKS.get(task, task))
+        top.set_xscale("log", base=2)
+        top.set_xticks(result.ranks, [str(r) for r in result.ranks])
+        top.set_xlabel("rank r")
+        bottom.set_xscale("log")
+        bottom.set_xlabel("trainable parameters, head not counted")
+        for ax in (top, bottom):
+            ax.minorticks_off()
+            ax.grid(axis="y", color="0.9", linewidth=0.5)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test score, points")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    return save(fig, folder / "rank", pd.concat(drawn))[0]
+
+
+def _line(ax: Axes, x: pd.Series, points: pd.DataFrame, method: str) -> None:
+    style = METHOD_STYLE.get(method, {"label": method, "marker": "^"})
+    ax.errorbar(
+        x,
+        points["mean"],
+        yerr=[points["mean"] - points.lowest, points.highest - points["mean"]],
+        linestyle=METHOD_LINE.get(method, ":"),
+        linewidth=1,
+        markersize=4,
+        capsize=2,
+        elinewidth=0.7,
+        **style,
+    )
+
+
+def section(result: RankStudy, folder: Path) -> Section:
+    """Scores, similarities and parameters over the rank; figures go to `folder`."""
+    title = "Does the rank matter?"
+    paths = draw(result, folder)
+    if not paths:
+        return Section(title, result.notes, [], [rank_similarity.table(result.similarity)])
+    shown = [Picture(paths["rank"], _alt(result), _CAPTION), table(result)]
+    details = [rank_similarity.table(result.similarity)]
+    if "rank_similarity" in paths:
+        picture = rank_similarity.picture(result.similarity, paths["rank_similarity"])
+        details.insert(0, picture)
+    text = [*rank_similarity.statements(result.similarity), *result.notes]
+    return Section(title, text, shown, details)
+
+
+_CAPTION = (
+    "Test score against the rank (above) and against trainable parameters (below): mean over "
+    "seeds, bars from the lowest to the highest seed where there are several."
+)
+
+
+def _alt(result: RankStudy) -> str:
+    means = result.runs.groupby(["task", "method", "r"]).score_points.mean()
+    listed = (
+        f"{TASKS.get(task, task)}, {label(method)}, r = {r}: {typeset.number(points, 1)}"
+        for (task, method, r), points in means.items()
+    )
+    return f"Test scores against the rank. Means in points: {'; '.join(listed)}."
+
+
+@command("analysis/settings")
+def main(cfg: DictConfig) -> None:
+    study = open_study(cfg)
+    result = by_rank(study.done, load_ranks(study.done), study.settings)
+    for table_ in (table(result), rank_similarity.table(result.similarity)):
+        typeset.write(table_, study.folder / "tables")
+    for path in draw(result, study.folder / "figures").values():
+        print(f"Rank: {path}")
+    print(f"Rank: {study.folder / 'tables' / 'rank.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Similarities over the rank r: LoRA's conversion matrices, and LoRA beside CondLoRA.
+
+Takes the matrices of finished runs of any ranks, gives mean phi at each rank beside what needs no
+learning: Gaussian A and B through the same W0^-1, and random subspaces, whose phi grows with r.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis import adapter_similarity, subspace, typeset
+from analysis.figures import COLUMN_WIDTH, METHOD_STYLE, save
+from analysis.selection import MATRIX_LABEL, REFERENCE, Settings, Stack
+from analysis.significance import summarise
+from analysis.typeset import Picture, Table
+
+TRAINED, CONTROL, METHODS = "trained", "gaussian_through_inverse_W0", "lora_condlora"
+# Fewer draws at higher ranks: each costs more and varies less.
+FEWEST_DRAWS = 10
+COLUMNS = ["r", "module", "source", "matrix", "task", "seed_or_draw", "phi", "expected"]
+
+
+def similarities(stacks: list[Stack], settings: Settings) -> tuple[pd.DataFrame, list[str]]:
+    """phi at each rank, and notes on what has none; stacks are named by their methods.
+
+    A row per run or draw with phi, averaged over pairs of layers (`source` TRAINED or CONTROL, LoRA
+    alone) or over layers (METHODS: LoRA against CondLoRA), and its expectation for random subspaces.
+    """
+    conversions, notes = _conversions(stacks, settings)
+    between = _between_methods(stacks, settings)
+    return pd.concat([conversions, between], ignore_index=True), notes
+
+
+def _conversions(stacks: list[Stack], settings: Settings) -> tuple[pd.DataFrame, list[str]]:
+    """LoRA's conversion matrices, and those of Gaussian A and B through the same W0^-1."""
+    rows, notes = [], []
+    for stack in (s for s in stacks if s.adapter == REFERENCE and len(s.layers) > 1):
+        _, L, r, d = stack.A.shape
+        i, j = settings.counts(r)
+        generator = settings.generator()
+        draws = max(FEWEST_DRAWS, settings.baseline_draws // r)
+        gaussian_A = subspace.gaussian((draws, L, r, d), generator)
+        gaussian_B = subspace.gaussian((draws, *stack.B.shape[1:]), generator)
+        A, B = torch.cat([stack.A.double(), gaussian_A]), torch.cat([stack.B.double(), gaussian_B])
+        try:
+            found = subspace.conversion_matrices(stack.W, A, B, stack.layers)
+        except subspace.NotInvertible as error:
+            notes.append(f"No conversion matrices for {stack.module} modules, r = {r}: {error}.")
+            continue
+        names = [(TRAINED, cell.task, cell.seed) for cell in stack.cells]
+        names += [(CONTROL, "", draw) for draw in range(draws)]
+        expected = subspace.expected_random_phi(i, j, d)
+        for matrix, X in zip(("A", "B"), found, strict=True):
+            U = subspace.left_basis(X, max(i, j))
+            phi = _mean_of_pairs(subspace.phi_map(U, U, i, j))
+            for (source, task, seed), value in zip(names, phi.tolist(), strict=True):
+                rows.append([r, stack.module, source, matrix, task, seed, value, expected])
+    return pd.DataFrame(rows, columns=COLUMNS), notes
+
+
+def _mean_of_pairs(phi: Tensor) -> Tensor:
+    """Mean of maps (n, L, L) over pairs of two different layers."""
+    L = phi.shape[-1]
+    return phi[:, ~torch.eye(L, dtype=torch.bool)].mean(dim=-1)
+
+
+def _between_methods(stacks: list[Stack], settings: Settings) -> pd.DataFrame:
+    """LoRA against CondLoRA of the same rank, layer, task and seed: means over layers."""
+    rows = []
+    for r in sorted({stack.A.shape[2] for stack in stacks}):
+        own = [s for s in stacks if s.A.shape[2] == r and s.adapter in (REFERENCE, "condlora")]
+        # Its own baseline is not used here: the expectation is exact.
+        found = adapter_similarity.compare(own, replace(settings, baseline_draws=1))
+        for module, matrix in found.expected:
+            if matrix == "delta_W" and found.counts[module] == (r, r, r):
+                continue  # its left space is then that of B
+            means = found.of(module, matrix).mean(axis=1, skipna=False)
+            expected = found.expected[module, matrix]
+            for (task, seed), phi in means.items():
+                rows.append([r, module, METHODS, matrix, task, seed, phi, expected])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def table(similarity: pd.DataFrame) -> Table:
+    """phi over ranks: conversion matrices beside their control, and LoRA beside CondLoRA."""
+    rows = []
+    for (module, r, matrix), own in similarity.groupby(["module", "r", "matrix"], sort=False):
+        cells = [
+            typeset.spread(summarise(own.phi[own.source == source]), 4)
+            for source in (TRAINED, CONTROL, METHODS)
+        ]
+        random = typeset.number(own.expected.iloc[0], 4)
+        rows.append([module, MATRIX_LABEL[matrix], str(r), *cells, random])
+    rows.sort(key=lambda row: (row[0], row[1], int(row[2])))
+    return Table(
+        name="rank_similarity",
+        title="Similarity φ over the rank",
+        header=[
+            "modules",
+            "matrix",
+            "r",
+            "conversion, trained LoRA",
+            "conversion, Gaussian A, B, W₀⁻¹",
+            "LoRA and CondLoRA",
+            "random subspaces",
+        ],
+        rows=rows,
+        data=similarity,
+        notes=[
+            "i = j = r unless set. Conversion: φ between the conversion matrices of two different "
+            "layers, mean over all pairs. LoRA and CondLoRA: φ between their matrices of the same "
+            "layer, task and seed, mean over layers; for ΔW that of B where all vectors are taken. Mean ± sd over runs, or over draws (n). "
+            "Random subspaces: max(i, j) / d, which grows with r by itself.",
+        ],
+        text_columns=2,
+    )
+
+
+LORA, CONTROL_COLOUR = METHOD_STYLE["lora"]["color"], "0.45"
+# What a row of panels shows: its name, and lines as (source, matrix, label, colour, marker and dash).
+PANELS = {
+    "W₀→A": [
+        (CONTROL, "A", "Gaussian A, W₀⁻¹", CONTROL_COLOUR, "--"),
+        (TRAINED, "A", "trained LoRA", LORA, "o-"),
+    ],
+    "W₀→B": [
+        (CONTROL, "B", "Gaussian B, W₀⁻¹", CONTROL_COLOUR, "--"),
+        (TRAINED, "B", "trained LoRA", LORA, "o-"),
+    ],
+    "LoRA, CondLoRA": [
+        (METHODS, "A", "A", "#000000", "^-"),
+        (METHODS, "B", "B", "#CC79A7", "v--"),
+    ],
+}
+
+
+def draw(similarity: pd.DataFrame, folder: Path) -> Path:
+    """phi over its expectation for random subspaces, which by itself grows with the rank."""
+    s = similarity.assign(ratio=lambda frame: frame.phi / frame.expected)
+    modules, ranks = sorted(set(s.module)), sorted(set(s.r))
+    fig, axes = plt.subplots(
+        len(PANELS),
+        len(modules),
+        figsize=(max(COLUMN_WIDTH, 1.65 * len(modules)), 4.8),
+        layout="constrained",
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    drawn = []
+    for (name, lines), row in zip(PANELS.items(), axes, strict=True):
+        for module, ax in zip(modules, row, strict=True):
+            ax.axhline(1, color="0.75", linewidth=0.8)
+            for source, matrix, text, colour, line in lines:
+                own = s[(s.source == source) & (s.module == module) & (s.matrix == matrix)]
+                points = own.groupby("r", as_index=False).agg(
+                    mean=("ratio", "mean"),
+                    lowest=("ratio", "min"),
+                    highest=("ratio", "max"),
+                    n=("ratio", "size"),
+                )
+                drawn.append(points.assign(source=source, module=module, matrix=matrix))
+                ax.plot(points.r, points["mean"], line, color=colour, ms=3, lw=1, label=text)
+                band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+                ax.fill_between(points.r, points.lowest, points.highest, **band)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ranks, [str(r) for r in ranks])
+            ax.minorticks_off()
+            ax.set_title(module if ax in axes[0] else "", fontsize=8)
+        row[0].set_ylabel(name, fontsize=8)
+        row[-1].legend(frameon=False, fontsize=6)
+    fig.supxlabel("rank r", fontsize=8)
+    fig.supylabel("φ over its expectation for random subspaces", fontsize=8)
+    return save(fig, folder / "rank_similarity", pd.concat(drawn))[0]
+
+
+def picture(similarity: pd.DataFrame, path: Path) -> Picture:
+    """The figure as a page shows it."""
+    means = similarity.groupby(["source", "module", "matrix"]).apply(
+        lambda own: (own.phi / own.expected).mean(), include_groups=False
+    )
+    listed = (f"{', '.join(key)}: {typeset.number(mean, 2)}" for key, mean in means.items())
+    return Picture(
+        path,
+        alt="φ over its expectation for random subspaces, against the rank. Means over ranks: "
+        f"{'; '.join(listed)}.",
+        caption="φ over its expectation for random subspaces, against the rank; random subspaces are "
+        "the line at 1. Above: LoRA's conversion matrices between layers, beside Gaussian A and B "
+        "through the same W₀⁻¹. Below: LoRA against CondLoRA in the same layer. Bands: from the "
+        "lowest to the highest run or draw.",
+    )
+
+
+def statements(similarity: pd.DataFrame) -> list[str]:
+    """How often the trained conversion matrices are above every draw of their control."""
+    s = similarity
+    above, chance, n = 0, 0.0, 0
+    for _, own in s[s.source != METHODS].groupby(["module", "r", "matrix"]):
+        draws = own.phi[own.source == CONTROL]
+        above += own.phi[own.source == TRAINED].mean() > draws.max()
+        chance += 1 / (len(draws) + 1)
+        n += 1
+    if not n:
+        return []
+    return [
+        f"In {above} of {n} combinations of module kind, matrix and rank the conversion matrices of "
+        "trained LoRA are on average more alike than in every draw of Gaussian A and B through the "
+        f"same W₀⁻¹; by chance alone it would be {typeset.number(chance, 1)} at most."
+    ]
