@@ -1,395 +1,253 @@
-"""Each claim of the paper, tested on the finished runs: a rule in words, a verdict, the evidence.
+"""Each claim of the paper, tested on the runs there are: a verdict, an estimate, what would settle it.
 
-A verdict speaks of the runs at hand, on their backbone and data. With few seeds the rules compare
-means; they are no significance tests. Beside the paper's claims stand controls and checks of ours.
+What is claimed, how it is tested and the rule that decides stand in results/paper/claims.yaml; here is
+one computation for each. A verdict speaks of the runs at hand, on their backbone and data.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from analysis import adapter_similarity, conversion_similarity, efficiency, glue_scores
-from analysis.adapter_similarity import AdapterSimilarity
-from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED, ConversionSimilarity
-from analysis.figures import label
-from analysis.selection import (
-    MATRIX_LABEL,
-    REFERENCE,
-    TASKS,
-    Study,
-    load_stacks,
-    open_study,
-    published,
+from analysis import (
+    adapter_similarity,
+    conversion_similarity,
+    efficiency,
+    equivalence,
+    glue_scores,
+    linear_map,
 )
-from analysis.significance import exceeds, summarise
-from analysis.typeset import number, spread
+from analysis.evidence import COMPUTATIONS, Findings
+from analysis.rules import INCONCLUSIVE, NOT_RUN, VERDICTS, Numbers, Part, combine, load_rules
+from analysis.selection import Stack, Study, load_stacks, open_study
+from analysis.significance import Interval
+from analysis.typeset import UNDEFINED, Table, interval, number, p_value
 from condlora.cli import command
 
-HOLDS, FAILS, NOT_RUN = "holds", "does not hold", "not run"
-PAPER, CONTROL_OF_OURS, CHECK = "the paper", "a control of ours", "a check"
-MARGIN_POINTS = 1.0
-# phi in float64 agrees with itself to about 1e-13; the paper prints two decimals.
-EQUAL_PHI = 1e-6
+MOST_NAMED = 8  # parts named one by one; more are counted, and all are in the table of parts
+KIND = {"paper": "the paper", "control": "a control of ours", "check": "a check"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: what is claimed, by whom and where, the rule, and what the runs say."""
+    """One claim: its text and rule as the file states them, and what the runs say.
+
+    estimate, interval, null, limit and n are those of the part that decides.
+    """
 
     key: str
     statement: str
-    origin: str
+    kind: str
     place: str
-    rule: str
+    quantity: str
+    test: str
+    holds_if: str
+    fails_if: str
     verdict: str
     evidence: str
+    estimate: float
+    interval: Interval
+    null: float
+    limit: float
     n: int
+    unit: str
+    digits: int
+    settle: str
+    parts: list[Part]
+
+    @property
+    def shown(self) -> str:
+        """ "estimate [low, high], null, limit, n = N units" as text; a dash where there is nothing."""
+        if not self.n:
+            return UNDEFINED
+        values = [number(self.estimate, self.digits), interval(*self.interval, self.digits)]
+        text = " ".join(value for value in values if value != UNDEFINED)
+        for name, value in (("null", self.null), ("limit", self.limit)):
+            if not math.isnan(value):
+                text += f"; {name} {number(value, self.digits)}"
+        return f"{text}; n = {self.n} {self.unit}"
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Everything the claims and the report rest on."""
-
-    scores: pd.DataFrame
-    costs: pd.DataFrame
-    conversion: ConversionSimilarity
-    adapters: AdapterSimilarity
-
-
-def collect(study: Study) -> Findings:
-    """Runs every analysis on a study's finished cells; reads each run's matrices once."""
-    stacks = load_stacks(study.done)
+def collect(study: Study, stacks: list[Stack], numbers: Numbers) -> Findings:
+    """Runs what the claims rest on; `stacks` are the matrices of the study's finished cells."""
+    scores = glue_scores.scores(study.done)
     return Findings(
-        scores=glue_scores.scores(study.done),
+        scores=scores,
+        differences=equivalence.compare(
+            scores,
+            equivalence.load_examples(study.done),
+            numbers,
+            seed=study.settings.baseline_seed,
+        ),
         costs=efficiency.costs(study.done),
         conversion=conversion_similarity.figure1(stacks, study.settings),
         adapters=adapter_similarity.compare(stacks, study.settings),
+        linear_map=linear_map.linear_maps(stacks, study.settings),
     )
 
 
-def evaluate(findings: Findings) -> list[Claim]:
-    """All claims, in the paper's order of subjects."""
-    modules = findings.conversion.modules or [published("figure1")["module"]]
-    kinds = list(findings.adapters.counts) or [published("table3")["module"]]
+def evaluate(
+    findings: Findings, numbers: Numbers, stated: dict[str, dict[str, Any]]
+) -> list[Claim]:
+    """All claims of the file, in its order."""
     return [
-        *(conversion_above_gaussian(findings, module) for module in modules),
-        *(conversion_above_control(findings, module) for module in modules),
-        *(deep_above_shallow(findings, module) for module in modules),
-        average_within_margin(findings),
-        tasks_within_margin(findings),
-        *(adapters_above_random(findings, module) for module in kinds),
-        left_space_of_product(findings),
-        parameters_one_over_layers(findings),
-        speed_not_lower(findings),
-        printed_averages(),
-        printed_rows_of_table3(),
+        _claim(key, fields, *COMPUTATIONS[key](findings, numbers)) for key, fields in stated.items()
     ]
 
 
-def conversion_above_gaussian(findings: Findings, module: str) -> Claim:
-    return _conversion_above(
-        findings,
-        module,
-        GAUSSIAN,
-        key=f"conversion_above_gaussian_{module}",
-        statement=f"Conversion matrices of A and of B are more alike across layers than random "
-        f"Gaussian matrices ({module} modules)",
-        origin=PAPER,
-    )
-
-
-def conversion_above_control(findings: Findings, module: str) -> Claim:
-    return _conversion_above(
-        findings,
-        module,
-        CONTROL,
-        key=f"conversion_above_control_{module}",
-        statement="Conversion matrices of trained A and B are more alike across layers than those "
-        f"of Gaussian A and B passed through the same W₀⁻¹ ({module} modules)",
-        origin=CONTROL_OF_OURS,
-    )
-
-
-def _conversion_above(
-    findings: Findings, module: str, source: str, *, key: str, statement: str, origin: str
-) -> Claim:
-    result, evidence, above = findings.conversion, [], []
-    n = 0
-    for matrix in ("A", "B") if module in result.modules else ():
-        trained = result.summary("off_diagonal", module, matrix, TRAINED)
-        baseline = result.summary("off_diagonal", module, matrix, source)
-        n = trained.n
-        above.append(exceeds(trained.mean, baseline))
-        evidence.append(
-            f"{matrix}: {number(trained.mean, 4)} against {spread(baseline, 4, with_n=False)}"
-        )
+def _claim(key: str, fields: dict[str, Any], parts: list[Part], note: str = "") -> Claim:
+    decided, part = combine(parts)
+    part = part or Part("", NOT_RUN)
+    settle = ""
+    if decided in (INCONCLUSIVE, NOT_RUN):
+        settle = fields["settle"] + _needed(parts, fields["unit"])
     return Claim(
         key=key,
-        statement=statement,
-        origin=origin,
-        place="Figure 1",
-        rule="For A and for B, the mean of phi over pairs of different layers, over all LoRA runs, "
-        "exceeds the mean over baseline draws by more than two standard deviations of a draw.",
-        verdict=_verdict(above),
-        evidence="; ".join(evidence) or "No finished LoRA run with a square weight",
-        n=n,
+        **{
+            k: fields[k] for k in ("statement", "place", "quantity", "test", "holds_if", "fails_if")
+        },
+        kind=KIND[fields["kind"]],
+        verdict=decided,
+        evidence="; ".join(filter(None, [_summary(parts, part, fields["digits"]), note])),
+        estimate=part.estimate,
+        interval=part.interval,
+        null=part.null,
+        limit=part.limit,
+        n=part.n,
+        unit=fields["unit"],
+        digits=fields["digits"],
+        settle=settle,
+        parts=parts,
     )
 
 
-def deep_above_shallow(findings: Findings, module: str) -> Claim:
-    result, evidence, above = findings.conversion, [], []
-    n = 0
-    for matrix in ("A", "B") if module in result.modules else ():
-        trained = result.summary("deep_minus_shallow", module, matrix, TRAINED)
-        if np.isnan(trained.mean):
-            continue  # fewer than four layers: a half holds no pair
-        n = trained.n
-        baseline = result.summary("deep_minus_shallow", module, matrix, GAUSSIAN)
-        control = result.summary("deep_minus_shallow", module, matrix, CONTROL)
-        above.append(exceeds(trained.mean, baseline))
-        evidence.append(
-            f"{matrix}: deep less shallow {number(trained.mean, 4)}, Gaussian "
-            f"{spread(baseline, 4, with_n=False)}, Gaussian through W₀⁻¹ "
-            f"{spread(control, 4, with_n=False)}"
+def _summary(parts: list[Part], deciding: Part, digits: int) -> str:
+    """Which parts came to what, or how many where they are too many to name; "" for one part."""
+    if len(parts) < 2:
+        return ""
+    told = []
+    for wanted in VERDICTS:
+        found = [part for part in parts if part.verdict == wanted]
+        names = ", ".join(
+            p.name if wanted == NOT_RUN else f"{p.name} {number(p.estimate, digits)}" for p in found
         )
-    return Claim(
-        key=f"deep_above_shallow_{module}",
-        statement=f"Conversion matrices of deep layers are more alike than those of shallow layers "
-        f"({module} modules)",
-        origin=PAPER,
-        place="Figure 1",
-        rule="For A and for B, mean phi within the deeper half of the layers less that within the "
-        "shallower half exceeds the same difference in Gaussian draws by more than two standard "
-        "deviations. How high 'extremely high' is, the paper does not print.",
-        verdict=_verdict(above),
-        evidence="; ".join(evidence) or "No finished LoRA run with a square weight and 4 layers",
-        n=n,
-    )
+        if found:
+            told.append(f"{wanted}: {names if len(parts) <= MOST_NAMED else len(found)}")
+    return f"{len(parts)} parts, shown is {deciding.name}; {'; '.join(told)}"
 
 
-def average_within_margin(findings: Findings) -> Claim:
-    gaps = _gaps(findings)
-    found = summarise(gaps.points[gaps.task == glue_scores.AVERAGE])
-    paper = published("table2")["mean_of_row"]
-    evidence = (
-        f"CondLoRA less LoRA, same seed: {spread(found, 2, with_n=False)} points; "
-        f"paper {number(paper['condlora'] - paper['lora'], 3)} by the means of its rows"
-        if found.n
-        else "No seed finished all eight tasks with both methods"
-    )
-    return Claim(
-        key="average_within_margin",
-        statement="CondLoRA's mean score over the eight tasks is within 1 point of LoRA's",
-        origin=PAPER,
-        place="Table 2",
-        rule="The mean over seeds of the paired difference lies within 1 point either way. This "
-        "compares means; with few seeds it does not show that the methods are equal.",
-        verdict=_verdict([abs(found.mean) <= MARGIN_POINTS] if found.n else []),
-        evidence=evidence + _no_signal(findings),
-        n=found.n,
-    )
+def _needed(parts: list[Part], unit: str) -> str:
+    """How many runs the hardest part needs and which parts were not run: the end of a sentence."""
+    is_one = len(parts) == 1
+    undecided = [part for part in parts if part.verdict == INCONCLUSIVE]
+    known = [part for part in undecided if part.needs]
+    text = ""
+    if known:
+        most = max(known, key=lambda part: part.needs)
+        text += f"; about {most.needs:,} {unit}" + ("" if is_one else f" of {most.name}")
+    if len(known) < len(undecided):
+        named = [part.name for part in undecided if not part.needs]
+        of = "" if is_one or len(named) > MOST_NAMED else f" of {', '.join(named)}"
+        text += f"; how many{of} cannot be said from these runs"
+    missing = [part.name for part in parts if part.verdict == NOT_RUN]
+    if missing and not is_one:
+        text += f"; not run: {', '.join(missing) if len(missing) <= MOST_NAMED else len(missing)}"
+    return text
 
 
-def tasks_within_margin(findings: Findings) -> Claim:
-    gaps = _gaps(findings)
-    found = {task: summarise(gaps.points[gaps.task == task]) for task in TASKS}
-    run = {task: gap for task, gap in found.items() if gap.n}
-    outside = [task for task, gap in run.items() if abs(gap.mean) > MARGIN_POINTS]
-    missing = [TASKS[task] for task in TASKS if task not in run]
-    verdict = FAILS if outside else HOLDS if not missing else NOT_RUN
-    parts = [f"{len(run) - len(outside)} of {len(run)} tasks within 1 point"]
-    if outside:
-        listed = ", ".join(f"{TASKS[t]} {spread(run[t], 1)}" for t in outside)
-        parts.append(f"outside: {listed}")
-    if missing:
-        parts.append(f"no pair of runs: {', '.join(missing)}")
-    return Claim(
-        key="tasks_within_margin",
-        statement="CondLoRA's score is within 1 point of LoRA's in every task",
-        origin=PAPER,
-        place="Table 2",
-        rule="The mean over seeds of the paired difference lies within 1 point either way, task by "
-        "task, in all eight. This compares means; it is neither the paper's t-test nor a test of "
-        "equality.",
-        verdict=verdict,
-        evidence="; ".join(parts) + _no_signal(findings),
-        n=sum(gap.n for gap in run.values()),
-    )
-
-
-def _gaps(findings: Findings) -> pd.DataFrame:
-    gaps = glue_scores.differences(findings.scores)
-    return gaps[gaps.adapter == "condlora"]
-
-
-def _no_signal(findings: Findings) -> str:
-    """Names the tasks where closeness says little, as LoRA itself learned nothing."""
-    runs, named = findings.scores, []
-    for task, name in TASKS.items():
-        score = glue_scores.of(runs, REFERENCE, task, "score_points")
-        majority = runs.majority_points[runs.task == task].max()
-        chance = 0.0 if np.isnan(majority) else majority  # a correlation is 0 at chance
-        if score.n and score.mean <= chance:
-            named.append(name)
-    return f"; LoRA is not above the commonest class in {', '.join(named)}" if named else ""
-
-
-def adapters_above_random(findings: Findings, module: str) -> Claim:
-    result, evidence, above = findings.adapters, [], []
-    n = 0
-    for matrix in ("A", "B", "delta_W") if module in result.counts else ():
-        phi = result.of(module, matrix).to_numpy()
-        n = len(phi)
-        random = result.random(module, matrix)
-        above.append(exceeds(float(phi.mean()), random))
-        evidence.append(
-            f"{MATRIX_LABEL[matrix]}: {number(phi.mean(), 4)} against "
-            f"{spread(random, 4, with_n=False)}"
-        )
-    return Claim(
-        key=f"adapters_above_random_{module}",
-        statement="LoRA's and CondLoRA's A, B and ΔW of the same layer are more alike than random "
-        f"({module} modules)",
-        origin=PAPER,
-        place="Table 3",
-        rule="For A, B and ΔW, the mean of phi over layers and pairs of runs exceeds the mean over "
-        "Gaussian draws by more than two standard deviations of a draw.",
-        verdict=_verdict(above),
-        evidence="; ".join(evidence) or "No task and seed with both methods finished",
-        n=n,
-    )
-
-
-def left_space_of_product(findings: Findings) -> Claim:
-    result = findings.adapters
-    whole = bool(result.counts) and all(i == j == r for i, j, r in result.counts.values())
-    evidence, verdict = "No pair of runs with i = j = r", NOT_RUN
-    if whole:
-        gap = adapter_similarity.largest_difference(result, "B", "delta_W")
-        verdict = _verdict([None if np.isnan(gap) else gap <= EQUAL_PHI])
-        evidence = f"Largest difference over all runs, modules and layers {gap:.1e}"
-    return Claim(
-        key="left_space_of_product",
-        statement="φ of ΔW equals φ of B when i = j = r, as ΔW = B A has B's column space",
-        origin=CHECK,
-        place="Table 3",
-        rule=f"The rows B and ΔW differ nowhere by more than {EQUAL_PHI:g}.",
-        verdict=verdict,
-        evidence=evidence,
-        n=result.values[["task", "seed"]].drop_duplicates().shape[0],
-    )
-
-
-def parameters_one_over_layers(findings: Findings) -> Claim:
-    runs = findings.costs
-    wide = runs.pivot(index=["task", "seed"], columns="adapter", values="adapter_parameters")
-    paired = wide.dropna() if {REFERENCE, "condlora"} <= set(wide) else wide.iloc[:0]
-    evidence, verdict = "No task and seed with both methods finished", NOT_RUN
-    if len(paired):
-        paper = published("table4")
-        counts = paper["trainable_parameters"]
-        layers = runs.groupby(["task", "seed"]).layers.first()[paired.index]
-        verdict = _verdict((paired["condlora"] * layers == paired[REFERENCE]).tolist())
-        first = paired.iloc[0].astype(int)
-        evidence = (
-            f"{label('condlora')} {first['condlora']:,}, {label(REFERENCE)} {first[REFERENCE]:,}, "
-            f"{layers.iloc[0]} layers; paper {counts['condlora']:,} and {counts[REFERENCE]:,}, "
-            f"{paper['layers']} layers"
-        )
-    return Claim(
-        key="parameters_one_over_layers",
-        statement="CondLoRA trains exactly 1/L of LoRA's parameters, L being the number of layers",
-        origin=PAPER,
-        place="Table 4",
-        rule="L times CondLoRA's count equals LoRA's in every pair of runs, the classification "
-        "head not counted.",
-        verdict=verdict,
-        evidence=evidence,
-        n=len(paired),
-    )
-
-
-def speed_not_lower(findings: Findings) -> Claim:
-    ratios = efficiency.ratios(findings.costs, "train_examples_per_second")
-    found = summarise(ratios.ratio[ratios.adapter == "condlora"])
-    paper = published("table4")["train_examples_per_second"]
-    return Claim(
-        key="speed_not_lower",
-        statement="CondLoRA trains at least as many examples a second as LoRA",
-        origin=PAPER,
-        place="Table 4",
-        rule="The mean ratio of CondLoRA's to LoRA's speed, same task and seed, is at least 1. "
-        "Runs on a shared machine differ by some per cent by themselves.",
-        verdict=_verdict([found.mean >= 1] if found.n else []),
-        evidence=f"Ratio {spread(found, 3, with_n=False)}; "
-        f"paper {number(paper['condlora'] / paper[REFERENCE], 3)}"
-        if found.n
-        else "No task and seed with both methods finished",
-        n=found.n,
-    )
-
-
-def printed_averages() -> Claim:
-    paper = published("table2")
-    printed, mean = paper["printed_average"], paper["mean_of_row"]
-    return Claim(
-        key="printed_averages",
-        statement="The averages the paper prints are the means of the rows it prints",
-        origin=CHECK,
-        place="Table 2",
-        rule="Each printed average is the mean of its printed row to the two decimals printed.",
-        verdict=_verdict([abs(printed[a] - mean[a]) <= 0.005 for a in printed]),
-        evidence="; ".join(
-            f"{label(a)}: printed {printed[a]:.2f}, mean {mean[a]:.3f}" for a in printed
-        ),
-        n=0,  # no run is involved
-    )
-
-
-def printed_rows_of_table3() -> Claim:
-    phi = published("table3")["phi"]
-    differ = [
-        layer
-        for layer, (b, product) in enumerate(zip(phi["B"], phi["delta_W"], strict=True), start=1)
-        if b != product
+def table(claims: list[Claim]) -> Table:
+    """Every claim in a row: verdict, what decides it, and what would settle it."""
+    rows = [
+        [
+            claim.verdict,
+            claim.statement,
+            claim.shown,
+            claim.settle or UNDEFINED,
+            f"{claim.place}, {claim.kind}",
+        ]
+        for claim in in_order(claims)
     ]
-    layers = ", ".join(map(str, differ))
-    return Claim(
-        key="printed_rows_of_table3",
-        statement="The rows B and ΔW the paper prints are equal, as i = j = r requires",
-        origin=CHECK,
-        place="Table 3",
-        rule="The printed numbers are equal in every layer.",
-        verdict=_verdict([not differ]),
-        evidence=f"They differ in layers {layers}" if differ else "Equal in every layer",
-        n=0,  # no run is involved
+    header = ["verdict", "claim", "estimate [interval], n", "what would settle it", "where"]
+    return Table(
+        name="claims",
+        title="Every claim and its verdict",
+        header=header,
+        rows=rows,
+        data=pd.DataFrame(rows, columns=header),
+        notes=[
+            "Estimate, interval and n are those of the part of a claim that decides it: the clearest "
+            "failure, or else the part furthest from holding. All parts are in claims_parts."
+        ],
+        text_columns=len(header),
     )
 
 
-def _verdict(conditions: list[bool | None]) -> str:
-    """One condition that fails decides; none at all, or one undefined, decides nothing."""
-    if any(condition is False for condition in conditions):
-        return FAILS
-    return HOLDS if conditions and None not in conditions else NOT_RUN
+def table_of_parts(claims: list[Claim]) -> Table:
+    """Every part of every claim, as the verdicts rest on it."""
+    rows, data = [], []
+    for claim in in_order(claims):
+        for part in claim.parts:
+            shown = [number(x, claim.digits) for x in (part.estimate, part.null, part.limit)]
+            shown.insert(1, interval(*part.interval, claim.digits))
+            p = [p_value(part.p_holds), p_value(part.p_fails)]
+            needs = UNDEFINED if part.needs is None else f"{part.needs:,}"
+            rows.append(
+                [claim.key, part.name, part.verdict, *shown, *p, str(part.n), claim.unit, needs]
+            )
+            ends = {"low": part.interval.low, "high": part.interval.high}
+            data.append({"claim": claim.key} | asdict(part) | ends)
+    return Table(
+        name="claims_parts",
+        title="Every part of every claim",
+        header=[
+            *("claim", "part", "verdict", "estimate", "interval", "null", "limit"),
+            *("p, holds", "p, does not hold", "n", "unit", "n needed"),
+        ],
+        rows=rows,
+        data=pd.DataFrame(data).drop(columns="interval"),
+        notes=[
+            "Null: what there is with nothing to see; limit: what the rule holds the estimate against. "
+            "The rules are in results/paper/claims.yaml. n needed: for 80 % power, see the rule."
+        ],
+        text_columns=3,
+    )
+
+
+def in_order(claims: list[Claim]) -> list[Claim]:
+    """What does not hold first, then what is open, what holds, and what was not run."""
+    return sorted(claims, key=lambda claim: VERDICTS.index(claim.verdict))
 
 
 def write(claims: list[Claim], path: Path) -> Path:
-    """Writes the claims as JSON."""
+    """Writes the claims with all their parts as JSON; what is undefined is null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([asdict(claim) for claim in claims], indent=2, ensure_ascii=False)
+    plain = _without_nan([asdict(claim) for claim in claims])
+    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN as None, and floats to nine digits: the last bits of a sum must not change the file."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.9g}")
+    return value
 
 
 @command("analysis/settings")
 def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
-    claims = evaluate(collect(study))
-    for claim in claims:
+    numbers, stated = load_rules(cfg.margin_points)
+    claims = evaluate(collect(study, load_stacks(study.done), numbers), numbers, stated)
+    for claim in in_order(claims):
         print(f"{claim.verdict:>13}  {claim.statement}")
     print(f"Claims: {write(claims, study.folder / 'claims.json')}")
 

@@ -19,6 +19,7 @@ from analysis.selection import (
     task_order,
 )
 from analysis.significance import summarise
+from analysis.typeset import Section
 from condlora.cli import command
 from condlora.grid import Cell
 
@@ -169,6 +170,13 @@ def table_by_task(runs: pd.DataFrame) -> typeset.Table:
         data=speed,
         notes=["Mean ± sd over seeds (n); memory: the largest of any seed."],
         text_columns=2,
+    )
+
+
+def section(runs: pd.DataFrame) -> Section:
+    """Table 4, and task by task for who opens it."""
+    return Section(
+        "Table 4: is CondLoRA smaller and faster?", [], [table4(runs)], [table_by_task(runs)]
     )
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from analysis import typeset
 from analysis.figures import METHOD_STYLE, label, save
+from analysis.rules import load_rules
 from analysis.selection import (
     REFERENCE,
     TASKS,
@@ -20,7 +21,8 @@ from analysis.selection import (
     open_study,
     published,
 )
-from analysis.significance import Summary, summarise
+from analysis.significance import Summary, one_example_points, summarise
+from analysis.typeset import Picture, Section
 from condlora.cli import command
 from condlora.grid import Cell
 
@@ -89,6 +91,7 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     ]
     majority = runs.groupby("task").majority_points.first()
     rows.append(["Commonest class", *printed(lambda task: majority.get(task, float("nan")))])
+    rows += _test_set(runs)
 
     def published_score(adapter: str, task: str) -> float:
         return paper["mean_of_row"][adapter] if task == AVERAGE else paper["scores"][adapter][task]
@@ -116,6 +119,8 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
             "Mean ± sd over seeds (n); differences of methods are paired by seed. MNLI: accuracy over matched and mismatched together (apart "
             "in the csv); CoLA: Matthews correlation; STS-B: Pearson correlation; elsewhere "
             "accuracy. Avg.: the mean over the eight tasks of each seed that finished all eight.",
+            "One test example: what one more right answer adds to an accuracy, 100 / n points, so that "
+            "a smaller difference in one run is none; a correlation has no such step.",
             "Commonest class: accuracy of always answering the commonest training class; "
             "not defined for CoLA's and STS-B's correlations.",
             "The averages the paper prints are not the means of the rows it prints. Both are "
@@ -124,15 +129,36 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     )
 
 
-def draw_differences(runs: pd.DataFrame, folder: Path) -> Path | None:
-    """Dots: score of each method less LoRA's for every seed; None without a pair of runs."""
+def _test_set(runs: pd.DataFrame) -> list[list[str]]:
+    """The number of test examples of each task, and what one of them is worth."""
+    first = runs.groupby("task").first()
+    sizes, worth = {}, {}
+    for task in set(first.index) - {AVERAGE}:
+        n = int(first.test_examples[task])
+        sizes[task] = f"{n:,}"
+        worth[task] = typeset.number(one_example_points(first.headline[task], n), 2)
+    return [
+        [name, *_row(lambda task, of=of: of.get(task, typeset.UNDEFINED))]
+        for name, of in (("Test examples, n", sizes), ("One test example", worth))
+    ]
+
+
+def draw_differences(
+    runs: pd.DataFrame, folder: Path, margin_points: float | None = None
+) -> Path | None:
+    """Dots: score of each method less LoRA's for every seed; None without a pair of runs.
+
+    margin_points: half the width of the band of equality, where it is not the claims' own.
+    """
     gaps = differences(runs)
     if gaps.empty:
         return None
     tasks = [t for t in [*TASKS, AVERAGE] if t in set(gaps.task)]
     adapters = sorted(set(gaps.adapter), key=adapter_order)
     fig, ax = plt.subplots(figsize=(5.2, 0.32 * len(tasks) + 0.9), layout="constrained")
-    ax.axvspan(-1, 1, color="0.92", label="within 1 point")
+    margin_points = load_rules(margin_points)[0].margin_points
+    within = f"within {margin_points:g} point{'s' * (margin_points != 1)}"
+    ax.axvspan(-margin_points, margin_points, color="0.92", label=within)
     ax.axvline(0, color="0.4", linewidth=0.8)
     for n, adapter in enumerate(adapters):
         chosen = gaps[(gaps.adapter == adapter) & gaps.task.isin(tasks)]
@@ -144,6 +170,27 @@ def draw_differences(runs: pd.DataFrame, folder: Path) -> Path | None:
     ax.set_xlabel("score less LoRA's of the same seed, points")
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return save(fig, folder / "table2_differences", gaps)[0]
+
+
+def section(
+    runs: pd.DataFrame, tests: typeset.Table, margin_points: float, folder: Path
+) -> Section:
+    """Table 2, the dots of the differences and their `tests`; the figure goes to `folder`."""
+    path = draw_differences(runs, folder, margin_points)
+    pictures = []
+    if path:
+        gaps = differences(runs)
+        means = [
+            f"{name} {typeset.number(gaps.points[gaps.task == task].mean(), 1)}"
+            for task, name in TASKS.items()
+            if task in set(gaps.task)
+        ]
+        alt = "Score less LoRA's by task, one dot per seed; means in points: " + ", ".join(means)
+        caption = "Score less LoRA's of the same seed; one dot per seed."
+        pictures = [Picture(path, alt, caption)]
+    return Section(
+        "Table 2: does CondLoRA score as LoRA does?", [], [table2(runs), *pictures, tests], []
+    )
 
 
 def _row(text: Callable[[str], str]) -> list[str]:
@@ -163,7 +210,7 @@ def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
     runs = scores(study.done)
     typeset.write(table2(runs), study.folder / "tables")
-    draw_differences(runs, study.folder / "figures")
+    draw_differences(runs, study.folder / "figures", cfg.margin_points)
     print(f"Table 2: {study.folder / 'tables' / 'table2.md'}")
 
 

@@ -1,12 +1,15 @@
 """Fake worlds: grids of cells with records and matrices, so that every number can be set by hand."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from analysis.equivalence import Examples
 from analysis.selection import TASKS, Settings, Study
 from condlora.grid import Cell
 
@@ -155,11 +158,42 @@ def load(weights):
     return load_factors
 
 
+def planted_examples(cells: list[Cell]) -> dict[str, Examples]:
+    """Test predictions that give about the recorded scores; examples are hard or easy for all runs."""
+    found = {}
+    for cell in cells:
+        if cell.state != "done":
+            continue
+        n, headline = cell.record["data"]["counts"]["test"], cell.record["headline"]
+        score, rng = cell.record["test"][headline], np.random.default_rng(cell.seed)
+        difficulty = np.random.default_rng(99).random(n) + 0.1 * rng.random(n)
+        if headline == "pearson":
+            references = np.random.default_rng(98).standard_normal(n)
+            noise = math.sqrt(1 - score**2) * (difficulty - difficulty.mean()) / difficulty.std()
+            predictions = score * references + noise
+        else:
+            right = score if headline == "accuracy" else (1 + score) / 2
+            references = np.arange(n) % 2
+            wrong = np.argsort(difficulty)[round(n * right) :]
+            predictions = references.copy()
+            predictions[wrong] = 1 - predictions[wrong]
+        of_task = found.setdefault(cell.task, Examples(headline, references, {}))
+        of_task.predictions[cell.adapter, cell.seed] = predictions
+    return found
+
+
 @pytest.fixture(scope="session")
+def examples():
+    """planted_examples(cells): what load_examples would give for runs that wrote no files."""
+    return planted_examples
+
+
+@pytest.fixture(scope="module")  # no longer than that: it patches
 def study(settings, load, tmp_path_factory) -> Iterator[Study]:
     """The grid as a study whose matrices `load` makes up, for value modules alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "condlora.backbone.load_factors", lambda folder: {"value": load(folder)["value"]}
         )
+        patch.setattr("analysis.equivalence.load_examples", planted_examples)
         yield Study("fake", make_grid(), tmp_path_factory.mktemp("results") / "fake", settings)

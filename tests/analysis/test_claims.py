@@ -1,23 +1,74 @@
 """Each claim in a world where it holds, in one where it does not, and where it was not run."""
 
+import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from analysis import claims
-from analysis.claims import FAILS, HOLDS, NOT_RUN
-from analysis.selection import TASKS, Settings, Study
+from analysis import (
+    adapter_similarity,
+    claims,
+    efficiency,
+    equivalence,
+    evidence,
+    glue_scores,
+    linear_map,
+    rules,
+)
+from analysis.evidence import COMPUTATIONS, Findings
+from analysis.rules import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    NOT_RUN,
+    Part,
+    above_null,
+    combine,
+    exact,
+    load_rules,
+    not_lower,
+)
+from analysis.selection import TASKS, Settings, Study, finished, load_stacks
+from analysis.significance import holm, paired_test, runs_for_equivalence
+
+NUMBERS, STATED = load_rules()
+CONVERSION = [key for key in STATED if key.startswith(("conversion", "deep"))]
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, settings):
-    """world(cells, load): the verdicts and evidence of all claims, by key."""
+def world(tmp_path, monkeypatch, settings, examples):
+    """world(cells, load): the claims by key."""
+    monkeypatch.setattr("analysis.equivalence.load_examples", examples)
 
-    def evaluate(cells, load, settings=settings):
+    def evaluate(cells, load, settings=settings, margin_points=None):
         monkeypatch.setattr("condlora.backbone.load_factors", load)
         study = Study("fake", cells, tmp_path, settings)
-        return {claim.key: claim for claim in claims.evaluate(claims.collect(study))}
+        numbers, stated = load_rules(margin_points)
+        found = claims.evaluate(
+            claims.collect(study, load_stacks(study.done), numbers), numbers, stated
+        )
+        return {claim.key: claim for claim in found}
+
+    return evaluate
+
+
+@pytest.fixture
+def scored(examples):
+    """scored(cells): as world, but only the claims that need no matrices."""
+
+    def evaluate(cells, margin_points=None):
+        numbers, stated = load_rules(margin_points)
+        numbers = replace(numbers, resamples=50)
+        cells = finished(cells)
+        runs = glue_scores.scores(cells)
+        gaps = equivalence.compare(runs, examples(cells), numbers, seed=0)
+        findings = Findings(runs, gaps, efficiency.costs(cells), None, None, None)
+        keys = [key for key in stated if STATED[key]["place"] in ("Table 2", "Table 4")]
+        found = claims.evaluate(findings, numbers, {key: stated[key] for key in keys})
+        return {claim.key: claim for claim in found}
 
     return evaluate
 
@@ -36,21 +87,66 @@ def alike(load, weights):
     return load_factors
 
 
+def shifted(cell, points, only=tuple(TASKS), seeds=4):
+    """CondLoRA `points` below LoRA on the tasks `only`, by a tenth of a point more or less a seed."""
+    return [
+        cell(task, adapter, seed, 0.8 - (points + 0.1 * (-1) ** seed * (task in only)) / 100)
+        if adapter == "condlora" and task in only
+        else cell(task, adapter, seed, 0.8 + 0.0005 * (-1) ** seed * (adapter == "condlora"))
+        for task in TASKS
+        for adapter in ("lora", "condlora")
+        for seed in range(seeds)
+    ]
+
+
+def test_every_claim_of_the_file_has_one_computation():
+    assert list(COMPUTATIONS) == list(STATED)
+    made = list(COMPUTATIONS.values())
+    assert len(set(made)) == len(made)
+
+
+def test_every_claim_states_what_a_reader_needs():
+    fields = {"place", "kind", "statement", "quantity", "unit", "test", "holds_if", "fails_if"}
+    for key, stated in STATED.items():
+        assert set(stated) == fields | {"settle", "digits"}, key
+        assert stated["kind"] in claims.KIND
+        assert all(stated[name].endswith(".") for name in ("test", "holds_if", "fails_if"))
+        assert not any(stated[name].endswith(".") for name in ("statement", "quantity", "settle"))
+        assert not any("{" in str(text) for text in stated.values()), "a number was not filled in"
+
+
+def test_a_rule_names_the_number_it_uses():
+    assert NUMBERS.margin_points == 1 and "margin: 1," in STATED["equal_each_task"]["statement"]
+    numbers, stated = load_rules(0.25)
+    assert numbers.margin_points == 0.25
+    assert "margin: 0.25," in stated["equal_each_task"]["statement"]
+    assert "margin of 0.25 (points)" in stated["equal_on_average"]["test"]
+
+
 def test_independent_matrices_are_not_more_alike_than_random(world, grid, load):
     found = world(grid, load)
-    for module in ("query", "value"):
-        for key in ("conversion_above_gaussian", "conversion_above_control", "deep_above_shallow"):
-            assert found[f"{key}_{module}"].verdict == FAILS, key
-        assert found[f"adapters_above_random_{module}"].verdict == FAILS
-    assert found["conversion_above_gaussian_value"].n == 16
+    for key in [*CONVERSION, "adapters_above_random"]:
+        assert found[key].verdict != HOLDS, key
+    for key in ("conversion_above_gaussian", "conversion_above_control", "adapters_above_random"):
+        assert found[key].verdict == FAILS, key
+    assert found["conversion_above_gaussian"].n == 16
+    assert len(found["conversion_above_gaussian"].parts) == 4  # query and value, A and B
+    assert len(found["conversion_above_gaussian_each_task"].parts) == 32
+    assert len(found["conversion_above_gaussian_each_pair"].parts) == 4 * 15
+    assert {part.n for part in found["conversion_above_gaussian_each_task"].parts} == {2}
 
 
 def test_matrices_made_alike_are_found_alike(world, grid, alike):
     found = world(grid, alike)
-    for module in ("query", "value"):
-        for key in ("conversion_above_gaussian", "conversion_above_control", "deep_above_shallow"):
-            assert found[f"{key}_{module}"].verdict == HOLDS, key
-        assert found[f"adapters_above_random_{module}"].verdict == HOLDS
+    for key in [*CONVERSION, "adapters_above_random"]:
+        wanted = FAILS if key == "conversion_above_gaussian_each_pair" else HOLDS
+        # All runs are the same here, so no pair of layers has the spread that "does not hold" needs.
+        wanted = INCONCLUSIVE if wanted == FAILS else wanted
+        assert found[key].verdict == wanted, key
+    pairs = {p.name: p for p in found["conversion_above_gaussian_each_pair"].parts}
+    assert pairs["value A layers 4–6"].verdict == HOLDS
+    assert pairs["value A layers 4–6"].estimate == pytest.approx(1)
+    assert pairs["value A layers 1–2"].verdict == INCONCLUSIVE
 
 
 def test_likeness_from_the_inverse_alone_does_not_pass_the_control(world, grid, load, weights):
@@ -66,8 +162,22 @@ def test_likeness_from_the_inverse_alone_does_not_pass_the_control(world, grid, 
         return found
 
     found = world(grid, on_shared)
-    assert found["conversion_above_gaussian_value"].verdict == HOLDS
-    assert found["conversion_above_control_value"].verdict == FAILS
+    assert found["conversion_above_gaussian"].verdict == HOLDS
+    assert found["conversion_above_gaussian_each_task"].verdict == HOLDS
+    assert found["conversion_above_gaussian_each_pair"].verdict == HOLDS
+    assert found["conversion_above_control"].verdict == FAILS
+    assert found["conversion_above_control"].n == 16
+
+
+def test_one_task_that_is_not_alike_decides(world, grid, load, alike):
+    def but_rte(folder):
+        return load(folder) if "rte" in str(folder) else alike(folder)
+
+    found = world(grid, but_rte)["conversion_above_gaussian_each_task"]
+    verdicts = {part.name: part.verdict for part in found.parts}
+    assert {v for name, v in verdicts.items() if "RTE" not in name} == {HOLDS}
+    assert HOLDS not in {v for name, v in verdicts.items() if "RTE" in name}
+    assert found.verdict != HOLDS and "RTE" in found.evidence
 
 
 def test_matrices_that_are_undefined_decide_nothing(world, grid, load):
@@ -78,104 +188,294 @@ def test_matrices_that_are_undefined_decide_nothing(world, grid, load):
         return found
 
     found = world(grid, untrained)
-    assert found["conversion_above_gaussian_value"].verdict in (FAILS, NOT_RUN)
-    assert "B: –" in found["conversion_above_gaussian_value"].evidence
+    parts = {part.name: part for part in found["conversion_above_gaussian"].parts}
+    assert parts["value B"].verdict == INCONCLUSIVE and math.isnan(parts["value B"].estimate)
     assert found["left_space_of_product"].verdict == NOT_RUN
 
 
-def shifted(cell, points, only=tuple(TASKS)):
-    return [
-        cell(task, adapter, seed, 0.8 - points / 100 * (adapter == "condlora" and task in only))
-        for task in TASKS
-        for adapter in ("lora", "condlora")
-        for seed in (0, 1)
-    ]
+@pytest.mark.parametrize(
+    ("points", "verdict"), [(0.3, HOLDS), (1.0, INCONCLUSIVE), (1.9, FAILS), (-1.9, FAILS)]
+)
+def test_scores_are_equal_undecided_or_different(scored, cell, points, verdict):
+    found = scored(shifted(cell, points))
+    assert found["equal_on_average"].verdict == verdict
+    assert found["equal_each_task"].verdict == verdict
+    assert found["equal_each_task"].n == 4
+    assert found["equal_each_task"].unit == "seeds"
 
 
-@pytest.mark.parametrize(("points", "verdict"), [(0.9, HOLDS), (1.1, FAILS), (-1.1, FAILS)])
-def test_scores_within_a_point(world, cell, load, points, verdict):
-    found = world(shifted(cell, points), load)
-    assert found["average_within_margin"].verdict == verdict
-    assert found["tasks_within_margin"].verdict == verdict
+def test_two_seeds_show_neither_equality_nor_difference(scored, cell):
+    """A mean within the margin and a large p: not enough for a verdict, and how many would be."""
+    found = scored(shifted(cell, 0.5, seeds=2))
+    assert found["equal_each_task"].verdict == INCONCLUSIVE
+    assert found["no_difference_found"].verdict == HOLDS
+    needed = {part.needs for part in found["equal_each_task"].parts}
+    assert None not in needed and max(needed) > 2
+    assert f"about {max(needed)} seeds" in found["equal_each_task"].settle
 
 
-def test_one_task_outside_the_margin_is_named(world, cell, load):
-    found = world(shifted(cell, 2, only=("cola",)), load)
-    assert found["average_within_margin"].verdict == HOLDS
-    assert found["tasks_within_margin"].verdict == FAILS
-    assert "outside: CoLA −2.0" in found["tasks_within_margin"].evidence
+def test_differences_that_are_all_equal_decide_nothing(scored, grid):
+    found = scored(grid)  # CondLoRA half a point below in every run
+    for key in ("equal_each_task", "equal_on_average", "no_difference_found"):
+        assert found[key].verdict == INCONCLUSIVE
+        assert found[key].estimate == pytest.approx(-0.5)
+        assert "cannot be said" in found[key].settle
+    assert found["speed_not_lower"].verdict == INCONCLUSIVE
 
 
-def test_seven_good_tasks_of_eight_are_not_all_tasks(world, cell, spoil, load):
+def test_another_margin_is_another_question(scored, cell):
+    cells = shifted(cell, 1.9)
+    assert scored(cells, margin_points=3.0)["equal_each_task"].verdict == HOLDS
+    assert "margin: 3," in scored(cells, margin_points=3.0)["equal_each_task"].statement
+
+
+def test_one_task_outside_the_margin_is_named(scored, cell):
+    found = scored(shifted(cell, 3, only=("cola",)))
+    assert found["equal_on_average"].verdict == HOLDS
+    assert found["equal_each_task"].verdict == FAILS
+    assert found["equal_each_task"].estimate == pytest.approx(-3)
+    assert "shown is CoLA; does not hold: CoLA −3.00; holds: MNLI" in (
+        found["equal_each_task"].evidence
+    )
+
+
+def test_seven_good_tasks_of_eight_are_not_all_tasks(scored, cell, spoil):
     cells = [
         spoil(c, "failed", "no") if c.task == "rte" and c.adapter == "condlora" else c
         for c in shifted(cell, 0.1)
     ]
-    found = world(cells, load)
-    assert found["average_within_margin"].verdict == NOT_RUN
-    assert found["tasks_within_margin"].verdict == NOT_RUN
-    assert "no pair of runs: RTE" in found["tasks_within_margin"].evidence
+    found = scored(cells)
+    assert found["equal_on_average"].verdict == NOT_RUN
+    assert found["equal_each_task"].verdict == INCONCLUSIVE
+    assert found["equal_each_task"].settle.endswith("not run: RTE")
 
 
-def test_closeness_without_any_learning_is_said(world, cell, load):
+def test_closeness_without_any_learning_is_said(scored, cell):
     cells = [
         replace(c, record=c.record | {"data": c.record["data"] | {"majority_score": 0.81}})
         if c.task == "rte"
         else c
         for c in shifted(cell, 0.1)
     ]
-    evidence = world(cells, load)["average_within_margin"].evidence
-    assert evidence.endswith("LoRA is not above the commonest class in RTE")
-    assert "commonest" not in world(shifted(cell, 0.1), load)["average_within_margin"].evidence
+    found = scored(cells)["equal_on_average"].evidence
+    assert found.endswith("LoRA is not above the commonest class in RTE")
+    assert "commonest" not in scored(shifted(cell, 0.1))["equal_on_average"].evidence
 
 
 @pytest.mark.parametrize("count", [511, 513])
-def test_parameters_are_exactly_a_share_of_the_layers(world, grid, load, count):
-    assert world(grid, load)["parameters_one_over_layers"].verdict == HOLDS
+def test_parameters_are_exactly_a_share_of_the_layers(scored, grid, count):
+    assert scored(grid)["parameters_one_over_layers"].verdict == HOLDS
     changed = grid[-1].record["parameters"] | {"adapter": count}
     grid[-1] = replace(grid[-1], record=grid[-1].record | {"parameters": changed})
     assert grid[-1].adapter == "condlora"
-    assert world(grid, load)["parameters_one_over_layers"].verdict == FAILS
+    found = scored(grid)["parameters_one_over_layers"]
+    assert found.verdict == FAILS and found.estimate == pytest.approx(512 / count)
 
 
-@pytest.mark.parametrize(("speed", "verdict"), [(101.0, HOLDS), (99.0, FAILS)])
-def test_speed(world, cell, load, speed, verdict):
-    cells = [cell("rte", "lora", 0), cell("rte", "condlora", 0, train_examples_per_second=speed)]
-    assert world(cells, load)["speed_not_lower"].verdict == verdict
+@pytest.mark.parametrize(
+    ("speeds", "verdict"),
+    [((100, 101, 102), HOLDS), ((95, 96, 94), FAILS), ((99, 97, 98), INCONCLUSIVE)],
+)
+def test_speed(scored, cell, speeds, verdict):
+    cells = [cell("rte", "lora", seed) for seed in range(3)]
+    cells += [
+        cell("rte", "condlora", seed, train_examples_per_second=float(speed))
+        for seed, speed in enumerate(speeds)
+    ]
+    found = scored(cells)["speed_not_lower"]
+    assert found.verdict == verdict and found.n == 3
+    assert found.interval.low < found.estimate < found.interval.high
 
 
-def test_product_has_the_left_space_of_b(world, grid, load, monkeypatch):
-    assert world(grid, load)["left_space_of_product"].verdict == HOLDS
+def test_ratios_are_averaged_as_ratios():
+    part = not_lower("", np.array([0.5, 2.0]), NUMBERS)
+    assert part.estimate == pytest.approx(1.0) and part.limit == 0.98
+    assert not_lower("", np.array([]), NUMBERS).verdict == NOT_RUN
+
+
+@pytest.fixture
+def paired(cell, load):
+    """LoRA's and CondLoRA's matrices of one task and seed."""
+    return load_stacks([cell("rte", "lora", 0), cell("rte", "condlora", 0)], load)
+
+
+def left_space(stacks, settings):
+    findings = Findings(None, None, None, None, adapter_similarity.compare(stacks, settings), None)
+    return combine(COMPUTATIONS["left_space_of_product"](findings, NUMBERS)[0])[0]
+
+
+def test_product_has_the_left_space_of_b(paired, settings, monkeypatch):
+    assert left_space(paired, settings) == HOLDS
+    fewer = Settings(i=2, j=2, baseline_seed=0, baseline_draws=5)
+    assert left_space(paired, fewer) == NOT_RUN  # true of all r vectors alone
     monkeypatch.setattr("analysis.adapter_similarity.largest_difference", lambda *_: 0.01)
-    assert world(grid, load)["left_space_of_product"].verdict == FAILS
-
-
-def test_fewer_vectors_than_the_rank_leave_the_product_check_undecided(world, grid, load):
-    settings = Settings(i=2, j=2, baseline_seed=0, baseline_draws=5)
-    assert world(grid, load, settings)["left_space_of_product"].verdict == NOT_RUN
+    assert left_space(paired, settings) == FAILS
 
 
 def test_the_papers_own_print_is_checked(monkeypatch):
-    assert claims.printed_averages().verdict == FAILS
-    assert claims.printed_rows_of_table3().verdict == FAILS
-    assert "layers 6, 11, 12" in claims.printed_rows_of_table3().evidence
+    def printed(key):
+        parts, note = COMPUTATIONS[key](None, NUMBERS)
+        return combine(parts)[0], note
+
+    assert printed("printed_averages")[0] == FAILS
+    verdict, note = printed("printed_rows_of_table3")
+    assert verdict == FAILS and "layers 6, 11, 12" in note
     consistent = {
         "printed_average": {"lora": 84.22},
         "mean_of_row": {"lora": 84.225},
         "phi": {"B": [0.1], "delta_W": [0.1]},
     }
-    monkeypatch.setattr(claims, "published", lambda name: consistent)
-    assert claims.printed_averages().verdict == HOLDS
-    assert claims.printed_rows_of_table3().verdict == HOLDS
+    monkeypatch.setattr(evidence, "published", lambda name: consistent)
+    assert printed("printed_averages")[0] == HOLDS
+    assert printed("printed_rows_of_table3")[0] == HOLDS
 
 
 def test_without_pairs_nothing_is_decided(world, cell, load):
     found = world([cell("rte", "condlora", 0)], load)
     decided = {key for key, claim in found.items() if claim.verdict != NOT_RUN}
     assert decided == {"printed_averages", "printed_rows_of_table3"}
+    assert all(claim.settle for key, claim in found.items() if key not in decided)
 
 
-def test_every_claim_states_its_rule_and_place(world, grid, load):
-    for claim in world(grid, load).values():
-        assert claim.rule.endswith(".") and claim.place and claim.evidence
-        assert not claim.statement.endswith(".")
+def test_one_linear_map_of_w0_is_recognised(cell, weights, settings, load, monkeypatch):
+    """A and B made by one map hold, independent ones do not."""
+    monkeypatch.setattr(linear_map, "GAUSSIAN_DRAWS", 24)  # fewer than 20 cannot reach 5 %
+
+    def verdicts(make):
+        cells = [cell("rte", "lora", seed) for seed in range(3)]
+        result = linear_map.linear_maps(load_stacks(cells, make), settings)
+        findings = Findings(None, None, None, None, None, result)
+        keys = ("linear_map_above_gaussian", "linear_map_explains_most")
+        return [combine(COMPUTATIONS[key](findings, NUMBERS)[0])[0] for key in keys]
+
+    def one_map(folder):
+        found = load(folder)
+        for factors in found.values():
+            noise = 0.02 * torch.randn(factors.A.shape, generator=torch.Generator().manual_seed(1))
+            factors.A = factors.A[0] @ weights.mT + noise
+            factors.B = weights @ factors.B[0] + noise.mT
+        return found
+
+    assert verdicts(one_map) == [HOLDS, HOLDS]
+    above, most = verdicts(load)
+    assert above != HOLDS and most == FAILS
+
+
+def test_a_claim_is_its_parts():
+    holds, fails, open_, missing = (
+        Part(verdict, verdict, estimate=1.0, n=2)
+        for verdict in (HOLDS, FAILS, INCONCLUSIVE, NOT_RUN)
+    )
+    assert combine([]) == (NOT_RUN, None)
+    assert combine([missing, missing])[0] == NOT_RUN
+    assert combine([holds, holds])[0] == HOLDS
+    assert combine([holds, missing]) == (INCONCLUSIVE, holds)
+    assert combine([holds, open_, missing]) == (INCONCLUSIVE, open_)
+    assert combine([holds, open_, fails, missing]) == (FAILS, fails)
+    # Shown is the clearest failure, or else what is furthest from holding.
+    clear, unclear = (replace(fails, p_fails=p) for p in (0.001, 0.04))
+    assert combine([unclear, clear]) == (FAILS, clear)
+    sure, barely = (replace(holds, p_holds=p) for p in (0.001, 0.04))
+    assert combine([sure, barely]) == (HOLDS, barely)
+    assert exact("", None, 0.0, 1, 0.0).verdict == NOT_RUN
+
+
+def test_above_a_null_by_hand():
+    """Draws 1 to 99: five of a hundred reach 95 or more, the value itself counted."""
+    draws = np.arange(1.0, 100.0)
+    samples = {"above": (np.array([95.5]), draws), "not": (np.array([95.0]), draws)}
+    above, at = above_null(samples, NUMBERS)
+    assert (above.p_holds, at.p_holds) == (0.05, 0.06)
+    assert above.null == 50 and above.limit == pytest.approx(94.1)
+    assert [p.verdict for p in above_null({"": (np.array([96.5]), draws)}, NUMBERS)] == [HOLDS]
+    assert above.verdict == at.verdict == INCONCLUSIVE  # one run has no spread to fail by
+    low = above_null({"low": (np.array([49.0, 50.0, 51.0]), draws)}, NUMBERS)[0]
+    assert low.verdict == FAILS and low.p_fails < 0.001 and low.n == 3
+    none = above_null({"none": (np.array([]), draws)}, NUMBERS)[0]
+    assert none.verdict == NOT_RUN
+
+
+REPEATS = 200
+AT_MOST = 0.05 + 2 * math.sqrt(0.05 * 0.95 / REPEATS)
+
+
+@pytest.mark.parametrize("runs", [1, 3, 10])
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_runs_like_the_null_are_seldom_called_above_it(runs, shared):
+    """Independent runs, and runs that all share one draw's luck, as runs of one W0 may."""
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(REPEATS):
+        luck, own = rng.standard_normal(), rng.standard_normal(runs)
+        values = shared * luck + (1 - shared) * own
+        part = above_null({"": (values, rng.standard_normal(99))}, NUMBERS)[0]
+        found.append(part.verdict)
+    assert found.count(HOLDS) / REPEATS <= AT_MOST
+    if not shared and runs == 10:
+        assert found.count(FAILS) / REPEATS > 0.9
+
+
+def test_runs_well_above_the_null_are_found():
+    rng = np.random.default_rng(6)
+    found = [
+        above_null({"": (4 + rng.standard_normal(3), rng.standard_normal(99))}, NUMBERS)[0].verdict
+        for _ in range(50)
+    ]
+    assert set(found) == {HOLDS}
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.0, HOLDS), (1.0, HOLDS), (2.0, FAILS)])
+def test_eight_noisy_tasks(gap, verdict):
+    """All eight equal: found so at the planned rate. One a margin away: seldom. One two margins: found."""
+    rng, sd = np.random.default_rng(7), 0.5
+    n = runs_for_equivalence(sd, 1.0, alpha=0.05 / 8, power=0.95)
+    found = []
+    for _ in range(REPEATS):
+        x = sd * rng.standard_normal((8, n))
+        x[0] += gap
+        tests = [paired_test(row, 1.0) for row in x]
+        p_holds, p_fails = (
+            holm([getattr(t, name) for t in tests]) for name in ("equivalence", "outside")
+        )
+        parts = [
+            Part("", rules.verdict(h, f, 0.05, n), p_holds=h, p_fails=f)
+            for h, f in zip(p_holds, p_fails, strict=True)
+        ]
+        found.append(combine(parts)[0])
+    share = found.count(verdict) / REPEATS
+    if gap == 1.0:
+        assert share <= AT_MOST
+        assert found.count(FAILS) / REPEATS <= AT_MOST
+    else:
+        assert share > (0.6 if verdict == HOLDS else 0.8)
+
+
+def test_the_file_of_claims_is_json_without_nan(scored, grid, tmp_path):
+    found = list(scored(grid).values())
+    path = claims.write(found, tmp_path / "claims.json")
+    read = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert [claim["key"] for claim in read] == [claim.key for claim in found]
+    equal = next(claim for claim in read if claim["key"] == "equal_each_task")
+    assert equal["interval"] == [None, None] and equal["estimate"] == -0.5
+    assert len(equal["parts"]) == 8
+
+
+def test_a_claim_shows_its_estimate_interval_and_limits(scored, cell):
+    found = scored(shifted(cell, 0.3))
+    # −0.3 with a tenth more or less: standard deviation 0.2 / sqrt 3, Student's quantile 3.18245
+    half = 3.18245 * 0.2 / math.sqrt(3) / 2
+    low, high = (f"−{0.3 + sign * half:.2f}" for sign in (1, -1))
+    assert found["equal_each_task"].shown == (
+        f"−0.30 [{low}, {high}]; null 0.00; limit 1.00; n = 4 seeds"
+    )
+    assert found["parameters_one_over_layers"].shown == "1.0000; limit 1.0000; n = 32 pairs of runs"
+    assert found["merged_speed_equal"].shown == "–"
+
+
+def test_tables_tell_failures_first_and_every_part(scored, grid):
+    found = list(scored(grid).values())
+    verdicts = [row[0] for row in claims.table(found).rows]
+    assert verdicts == sorted(verdicts, key=rules.VERDICTS.index) and verdicts[0] == FAILS
+    parts = claims.table_of_parts(found)
+    assert len(parts.rows) == sum(len(claim.parts) for claim in found) == len(parts.data)
+    assert {"claim", "estimate", "low", "high", "p_holds", "p_fails", "n"} <= set(parts.data)

@@ -1,13 +1,16 @@
 """The report: what it says, what it escapes, and that the same runs give the same bytes."""
 
+import html
 import json
 import re
 from dataclasses import replace
 
 import pytest
 
-from analysis import report
-from analysis.claims import FAILS, HOLDS
+from analysis import provenance, report
+from analysis.rules import FAILS, HOLDS, INCONCLUSIVE, VERDICTS
+
+MARGIN = 2.5  # points; not the file's own
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +25,25 @@ def partial(study, spoil):
 
 @pytest.fixture(scope="module")
 def page(partial):
-    return report.build(partial).read_text(encoding="utf-8")
+    return report.build(partial, MARGIN).read_text(encoding="utf-8")
 
 
 def test_page_holds_every_part_and_nothing_from_outside(page, partial):
-    for part in ("Table 2", "Figure 1", "Table 3", "Table 4", "What cannot be compared"):
-        assert part in page
-    assert page.count("data:image/png;base64,") == 3
+    titles = re.findall("<h2>([^<]*)</h2>", page)
+    for part in ("Table 2", "Figure 1:", "Figure 1&#39;s controls", "one linear map", "Table 3"):
+        assert any(part in title for title in titles), part
+    for part in ("Table 4", "two ranks", "amplify", "rank matter", "methods differ", "Runs"):
+        assert any(part in title for title in titles), part
+    pictures = re.findall(r"data:image/png;base64,", page)
+    assert len(pictures) == len(re.findall("<figure>", page)) >= 8
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page)
     assert 'name="viewport"' in page
     assert all(len(alt) > 40 for alt in re.findall(r'alt="([^"]*)"', page))
     assert "does not pass through W₀⁻¹" in page
+
+
+def test_the_margin_that_was_asked_for_is_said(page):
+    assert "(margin: 2.5, in points)" in page and "within the margin of 2.5" in page
 
 
 def test_reasons_are_escaped(page, partial):
@@ -50,16 +61,24 @@ def test_what_is_not_averaged_is_named(page):
 
 def test_what_does_not_hold_is_said_first(page):
     verdicts = re.findall(r'class="verdict">([^<]*)\.<', page)
-    assert verdicts[0] == "Does not hold" and "Holds" in verdicts
-    order = ["Does not hold", "Holds", "Not run"]
+    order = [verdict.capitalize() for verdict in VERDICTS]
+    assert verdicts[0] == "Does not hold" and set(verdicts) == set(order)
     assert verdicts == sorted(verdicts, key=order.index)
 
 
-def test_claims_file_agrees_with_the_page(page, partial):
+def test_every_claim_shows_what_it_rests_on(page, partial):
     found = json.loads((partial.folder / "claims.json").read_text(encoding="utf-8"))
-    assert {claim["verdict"] for claim in found} >= {HOLDS, FAILS}
-    assert all({"statement", "rule", "evidence", "n"} <= set(claim) for claim in found)
-    assert len(found) == page.count('class="verdict"')
+    assert {claim["verdict"] for claim in found} >= {HOLDS, FAILS, INCONCLUSIVE}
+    assert len(found) == page.count('class="verdict"') == page.count('class="rule"')
+    text = html.unescape(page)
+    for claim in found:
+        for part in ("statement", "quantity", "test", "holds_if", "fails_if", "evidence"):
+            assert claim[part] in text, claim["key"]
+        if claim["n"]:
+            assert f"n = {claim['n']} {claim['unit']}" in text
+        if claim["verdict"] in (INCONCLUSIVE, "not run"):
+            assert claim["settle"] and claim["settle"] in text, claim["key"]
+    assert page.count("What would settle it:") == sum(bool(claim["settle"]) for claim in found)
 
 
 def test_every_link_of_the_markdown_leads_somewhere(page, partial):
@@ -72,7 +91,7 @@ def test_every_link_of_the_markdown_leads_somewhere(page, partial):
 
 def test_the_same_runs_give_the_same_bytes(page, partial, tmp_path):
     again = replace(partial, folder=tmp_path / "again")
-    report.build(again)
+    report.build(again, MARGIN)
     files = [path for path in sorted(partial.folder.rglob("*")) if path.is_file()]
     assert len(files) > 30
     for path in files:
@@ -87,7 +106,7 @@ def test_facts_name_values_that_differ_between_runs(study):
     record = first.record | {"environment": changed}
     record["recipe"] = record["recipe"] | protocol
     facts = dict(
-        report.facts(replace(study, cells=[replace(first, record=record), *study.cells[1:]]))
+        provenance.facts(replace(study, cells=[replace(first, record=record), *study.cells[1:]]))
     )
     assert facts["Commit"] == "abcdef012345 / fedcba (with uncommitted changes)"
     assert "learning_rate 0.002 / 0.005" in facts["Protocol"]
@@ -96,11 +115,11 @@ def test_facts_name_values_that_differ_between_runs(study):
 
 
 def test_limits_follow_backbone_data_and_seeds(study, cell):
-    here = " ".join(report.limits(study.done))
+    here = " ".join(report.limits(study.done, 0.05))
     assert "The backbone is minilm" in here and "not GLUE as published" in here
     papers = cell("rte", "lora", 0)
     data = papers.record["data"] | {"official_counts": True}
     backbone = papers.record["backbone"] | {"name": "roberta-base"}
     papers = replace(papers, record=papers.record | {"data": data, "backbone": backbone})
-    there = " ".join(report.limits([papers]))
+    there = " ".join(report.limits([papers], 0.05))
     assert "The backbone is" not in there and "not GLUE" not in there

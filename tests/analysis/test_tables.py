@@ -1,32 +1,18 @@
 """Tables 2, 3 and 4 on small grids whose numbers are worked by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from analysis import adapter_similarity, efficiency, glue_scores, typeset
+from analysis import adapter_similarity, efficiency, equivalence, glue_scores, typeset
+from analysis.equivalence import Examples
+from analysis.rules import load_rules
 from analysis.selection import TASKS, Settings, finished, load_stacks, published
-from analysis.significance import Summary, exceeds, summarise
 from condlora.errors import UserError
-
-
-def test_summarise_by_hand():
-    assert summarise([1.0, 2.0, 6.0]) == Summary(3.0, pytest.approx(math.sqrt(7)), 3)
-    one, none, broken = summarise([4.0]), summarise([]), summarise([1.0, math.nan])
-    assert one.mean == 4 and math.isnan(one.sd) and one.n == 1
-    assert math.isnan(none.mean) and none.n == 0
-    assert math.isnan(broken.mean)
-    with pytest.raises(ValueError, match="flat list"):
-        summarise(np.ones((2, 2)))
-
-
-def test_exceeding_needs_two_deviations_and_decides_nothing_without_them():
-    assert exceeds(3.01, Summary(1.0, 1.0, 5)) is True
-    assert exceeds(2.99, Summary(1.0, 1.0, 5)) is False
-    assert exceeds(2.99, Summary(1.0, math.nan, 1)) is None
-    assert exceeds(math.nan, Summary(1.0, 1.0, 5)) is None
 
 
 @pytest.mark.parametrize(
@@ -41,6 +27,12 @@ def test_exceeding_needs_two_deviations_and_decides_nothing_without_them():
 )
 def test_numbers_as_text(value, digits, text):
     assert typeset.number(value, digits) == text
+
+
+def test_intervals_and_p_values_as_text():
+    assert typeset.interval(-0.5, 1.25, 1) == "[−0.5, 1.2]"
+    assert typeset.interval(math.nan, 1.0, 1) == "–"
+    assert [typeset.p_value(p) for p in (0.0004, 0.05, math.nan)] == ["< 0.001", "0.050", "–"]
 
 
 def row(table, name):
@@ -65,6 +57,18 @@ def test_failed_and_stale_runs_are_not_averaged(cell, spoil):
     assert row(table, "Commonest class")["RTE"] == "50.0"
     assert row(table, "LoRA")["MNLI"] == "–"
     assert row(table, "LoRA")["Avg."] == "–"
+
+
+def test_the_resolution_of_the_test_set_stands_beside_the_scores(cell):
+    counts = {"counts": {"train": 9, "validation": 9, "test": 277}, "majority_score": 0.5}
+    table = glue_scores.table2(
+        glue_scores.scores([cell("rte", "lora", 0, 0.6, data=counts), cell("stsb", "lora", 0)])
+    )
+    assert row(table, "Test examples, n")["RTE"] == "277"
+    assert row(table, "Test examples, n")["STS-B"] == "1,000"
+    # 100 / 277; a correlation has no such step, and no run of MNLI is there.
+    worth = row(table, "One test example")
+    assert (worth["RTE"], worth["STS-B"], worth["MNLI"]) == ("0.36", "–", "–")
 
 
 def test_average_is_over_seeds_that_finished_all_eight_tasks(cell):
@@ -107,6 +111,80 @@ def test_scores_csv_keeps_every_run_and_mnli_apart(grid, tmp_path):
     assert csv.splitlines()[0].startswith("task,adapter,seed,headline,score_points,majority_points")
     assert "test_accuracy_matched,test_accuracy_mismatched" in csv.splitlines()[0]
     assert len(csv.splitlines()) == 1 + 32 + 4  # header, runs, four averages of a seed
+
+
+def test_differences_by_hand(cell):
+    """CondLoRA less LoRA on RTE: −2, −3 and −4 points; on STS-B −1 and 1; no pair on MNLI."""
+    cells = [cell("mnli", "lora", 0), cell("stsb", "lora", 0, 0.8), cell("stsb", "lora", 1, 0.8)]
+    cells += [cell("stsb", "condlora", 0, 0.79), cell("stsb", "condlora", 1, 0.81)]
+    for seed, points in enumerate((2, 3, 4)):
+        cells += [cell("rte", "lora", seed, 0.8), cell("rte", "condlora", seed, 0.8 - points / 100)]
+    right = np.arange(10)
+    rte = {("lora", seed): right for seed in range(3)}
+    # Each CondLoRA run has one of ten examples wrong: −10 points by these predictions.
+    rte |= {("condlora", seed): np.where(right == seed, -1, right) for seed in range(3)}
+    score = np.linspace(0, 5, 10)
+    stsb = {(adapter, s): score for adapter in ("lora", "condlora") for s in (0, 1)}
+    examples = {
+        "rte": Examples("accuracy", right, rte),
+        "stsb": Examples("pearson", score, stsb),
+    }
+    numbers, _ = load_rules()
+    found = equivalence.compare(glue_scores.scores(finished(cells)), examples, numbers, seed=0)
+    assert found.task.tolist() == ["rte", "stsb"]
+    first, second = found.itertuples()
+    assert (first.n, first.mean, first.sd) == (3, pytest.approx(-3), pytest.approx(1))
+    # mean −3, standard error 1 / sqrt 3, Student's quantile 4.30265
+    assert first.t_low == pytest.approx(-3 - 4.302653 / math.sqrt(3), rel=1e-6)
+    assert (first.seeds_low, first.seeds_high) == (pytest.approx(-4), pytest.approx(-2))
+    assert first.examples_low < -10 < first.examples_high <= 0
+    # Holm over the two tasks: the smaller of two p is doubled.
+    assert first.p_outside_holm == pytest.approx(2 * first.p_outside)
+    assert second.p_outside_holm == second.p_outside == 1
+    assert second.mean == pytest.approx(0) and second.p_difference == pytest.approx(1)
+    assert second.examples_low == second.examples_high == 0  # the same predictions
+    # Of RTE the table names the seeds that show it lies beyond, of STS-B those that show equality.
+    table = equivalence.table(found, numbers)
+    assert [r[-1] for r in table.rows] == [f"{n:.0f}" for n in found.seeds_needed]
+    assert row(table, "RTE")["mean ± sd (seeds)"] == "−3.0 ± 1.0 (3)"
+
+
+def test_a_tasks_intervals_do_not_depend_on_other_tasks(cell, examples):
+    numbers, _ = load_rules()
+    grid = [
+        cell(task, adapter, seed, 0.8 - 0.003 * seed**2 * (adapter == "condlora"))
+        for task in ("mnli", "rte")
+        for adapter in ("lora", "condlora")
+        for seed in range(12)  # few would give the same percentiles by any draw
+    ]
+
+    def differences(cells):
+        runs = glue_scores.scores(cells)
+        return equivalence.compare(runs, examples(cells), numbers, seed=3)
+
+    rte = [c for c in grid if c.task == "rte"]
+    alone, among = differences(rte), differences(grid)
+    among = among[among.task == "rte"].reset_index(drop=True)
+    same = [name for name in among if name.startswith(("seeds_l", "seeds_h", "examples", "t_"))]
+    assert alone[same].equals(among[same])
+    assert (alone.examples_low < alone.examples_high).all()
+    assert (alone.seeds_low < alone.seeds_high).all()
+
+
+def test_predictions_on_other_examples_are_not_paired(cell, tmp_path):
+    cells = []
+    for adapter, labels in (("lora", [0, 1, 1]), ("condlora", [0, 1, 1]), ("condlora", [1, 1, 0])):
+        folder = tmp_path / f"{len(cells)}"
+        folder.mkdir()
+        table = pd.DataFrame({"part": "validation", "label": labels, "prediction": [0, 1, 0]})
+        table.to_parquet(folder / "predictions_test.parquet")
+        cells.append(replace(cell("rte", adapter, len(cells)), folder=folder))
+    found = equivalence.load_examples(cells[:2])
+    assert list(found["rte"].predictions) == [("lora", 0), ("condlora", 1)]
+    assert found["rte"].predictions["lora", 0].tolist() == [0, 1, 0]
+    assert found["rte"].metric == "accuracy"
+    with pytest.raises(UserError, match="tested on other examples"):
+        equivalence.load_examples(cells)
 
 
 def test_speed_is_paired_and_parameters_are_counted(cell, spoil):
@@ -180,12 +258,10 @@ def test_more_vectors_than_the_rank_are_refused(cell, load):
 
 
 def test_tables_escape_what_their_formats_would_take_as_markup(tmp_path):
-    import pandas as pd
-
     table = typeset.Table("t", "100 % of a_b", ["x|y", "n"], [["<b> & _c_", "−1"]], pd.DataFrame())
     assert r"\<b> &amp; \_c\_" in typeset.markdown(table).replace("&lt;", r"\<")
     assert r"x\|y" in typeset.markdown(table)
-    assert r"<b> \& \_c\_ & $-$1 \\" in typeset.tex(table)
+    assert r"$<$b$>$ \& \_c\_ & $-$1 \\" in typeset.tex(table)
 
 
 def test_stacks_keep_the_order_of_their_cells(cell, load):
