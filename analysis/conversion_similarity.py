@@ -187,12 +187,15 @@ class Column:
 
 
 def paper_panel(result: ConversionSimilarity) -> tuple[str, str] | None:
-    """(task, modules) of the paper's figure where they were run, else the first there are."""
+    """(task, modules) of the paper's figure, or the nearest that was run: its modules, then the first there are."""
     paper = published("figure1")
     runs = result.values[result.values.source == TRAINED]
-    available = list(dict.fromkeys(zip(runs.task, runs.module, strict=True)))
-    wanted = (paper["task"], paper["module"])
-    return wanted if wanted in available else next(iter(available), None)
+    available = dict.fromkeys(zip(runs.task, runs.module, strict=True))
+
+    def distance(panel: tuple[str, str]) -> tuple[bool, bool]:
+        return panel[1] != paper["module"], panel[0] != paper["task"]
+
+    return min(available, key=distance, default=None)
 
 
 def draw(result: ConversionSimilarity, folder: Path) -> dict[str, Path]:

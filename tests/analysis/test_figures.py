@@ -133,10 +133,10 @@ def test_csv_of_the_figure_holds_what_is_drawn(drawn):
     assert float(control[1][6]) == pytest.approx(phi[0, 1], rel=1e-6)
 
 
-def test_the_papers_panel_is_taken_where_it_ran(result, cell, load, settings):
+def test_the_papers_panel_is_taken_where_it_ran_else_its_modules(result, cell, load, settings):
     assert figure1.paper_panel(result) == ("mnli", "value")
     other = figure1.figure1(load_stacks([cell("rte", "lora", 0)], load), settings)
-    assert figure1.paper_panel(other) == ("rte", "query")
+    assert figure1.paper_panel(other) == ("rte", "value")
 
 
 def test_heat_map_leaves_the_diagonal_and_keeps_its_scale():
