@@ -4,7 +4,6 @@ One row a figure, with its limit, machine and commit; timings are not tests, a b
 """
 
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,34 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from benchmark_adapter import memory, step
+from benchmark_analysis import analysis, controls
 from omegaconf import DictConfig
 
-from analysis import subspace
 from condlora.cli import command
 from condlora.environment import ROOT, environment
-
-
-def analysis(cfg: DictConfig) -> dict[str, float]:
-    """CPU seconds on one thread: conversion matrices, six heat maps, LoRA against CondLoRA."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    d, r, kinds = cfg.hidden_size, cfg.rank, ("query", "value")
-
-    def draw(*shape):
-        return torch.randn(cfg.layers, *shape, generator=generator)
-
-    problems = [(draw(d, d), draw(r, d), draw(d, r), draw(r, d), draw(d, r)) for _ in kinds]
-    seconds = []
-    for _ in range(cfg.repeats):
-        started = time.process_time()
-        for W, A, B, other_A, other_B in problems:
-            converted = subspace.conversion_matrices(W, A, B)
-            subspace.conversion_maps(*converted, A, r, r)
-            subspace.adapter_phi(A, B, other_A, other_B, r, r)
-        seconds.append(time.process_time() - started)
-    return {"cpu_seconds": statistics.median(seconds)}
 
 
 def tests(_: DictConfig) -> dict[str, float]:
@@ -83,7 +60,7 @@ def main(cfg: DictConfig) -> None:
     where = environment()
     about = {"processor": where["processor"], "torch": where["versions"]["torch"]}
     about |= {"commit": where["commit"], "dirty": where["dirty"]}
-    measures = {f.__name__: f for f in (analysis, step, memory, tests, embedded)}
+    measures = {f.__name__: f for f in (analysis, controls, step, memory, tests, embedded)}
     for name in cfg.measures:
         rows = [
             {"measure": name, "figure": figure, **spread(value), "limit": limit(cfg, name, figure)} | about

@@ -49,7 +49,7 @@ class CondLoraConfig(PeftConfig):
         modules_to_save: modules trained and saved whole beside the adapter, such as a classifier head.
         layers_to_transform, layers_pattern: restrict the adapter to these layers, as in `LoraConfig`.
         rank_pattern, alpha_pattern: other ranks or alphas by module name or regular expression, as in
-            `LoraConfig`, for whole sharing groups: {"query": 4}.
+            `LoraConfig`, for whole sharing groups: {"query": 4}; with sharing="shape" by shape: {"16x16": 4}.
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
         init_weights: theta_A Kaiming-uniform and theta_B zero, so that the adapted model starts as the
             frozen one; False draws theta_B like theta_A (for tests).

@@ -41,6 +41,11 @@ def theta_shapes(out_features: int, in_features: int, r: int, form: str):
     return shape_A, shape_B
 
 
+def _processes() -> int:
+    is_spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_spread else 1
+
+
 class CondLoraLayer(BaseTunerLayer):
     """What PEFT expects of an adapted layer, over maps that it may share with others."""
 
@@ -110,14 +115,18 @@ class CondLoraLayer(BaseTunerLayer):
         Kept while neither maps nor W are written to or replaced, as torch's version counters tell; `train()`
         and `eval()` forget them, since writing through `.data` moves no counter.
         """
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.training or torch.is_grad_enabled() or is_traced:
             return self.materialise(adapter_name)
         sources = (*self.theta(adapter_name), self.frozen_weight())
-        if any(tensor.is_inference() for tensor in sources):  # these have no version counter
-            return self.materialise(adapter_name)
         device = sources[0].device.type  # autocast decides what dtype A and B come out in
         state = [torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
-        state += [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in sources]
+        try:
+            state += [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in sources]
+        except (
+            RuntimeError
+        ):  # made in inference mode, or seen through torch.func: nothing to tell by
+            return self.materialise(adapter_name)
         kept_state, kept = self.made.get(adapter_name, (None, None))
         if state != kept_state:
             kept = self.materialise(adapter_name)
@@ -187,6 +196,15 @@ class Linear(nn.Module, CondLoraLayer):
         self.made.clear()
         return super().train(mode)
 
+    def _apply(self, fn, recurse: bool = True):
+        """As for any module (`.to`, `.half`), and the weights that are kept beside the layer go along."""
+        self.made.clear()
+        if self._dequantised is not None:
+            self._dequantised = fn(self._dequantised)
+        if self._pretrained is not None and self.quantization_backend is None:
+            self._pretrained[0].data = fn(self._pretrained[0].data)
+        return super()._apply(fn, recurse)
+
     def forward(self, x: torch.Tensor, *args, adapter_names: list[str] | None = None, **kwargs):
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
@@ -202,6 +220,18 @@ class Linear(nn.Module, CondLoraLayer):
         return result.to(dtype)
 
     def _update(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        if self.training and not torch.is_grad_enabled() and _processes() > 1:
+            warnings.warn(
+                "A forward pass in training without gradients: if this is gradient checkpointing under DDP, set "
+                '{"use_reentrant": False}, or DDP averages the gradient of a shared map before every layer has '
+                "added to it.",
+                stacklevel=2,
+            )
+        if self.frozen_weight().is_meta and not x.is_meta:
+            raise AdapterError(
+                "CondLoRA needs the base model's weights where it runs, and accelerate has offloaded them: load the "
+                "model whole, in half precision or quantised, or export the adapter to LoRA."
+            )
         A, B = self._factors(adapter_name)
         x = self.lora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
         return F.linear(F.linear(x, A), B) * self.scaling[adapter_name]
@@ -210,6 +240,11 @@ class Linear(nn.Module, CondLoraLayer):
         self, result: torch.Tensor, x: torch.Tensor, adapter_names: list[str]
     ) -> torch.Tensor:
         """Each row of the batch with its own adapter; "__base__" means none."""
+        if len(adapter_names) != len(x):
+            raise AdapterError(
+                f"adapter_names has {len(adapter_names)} names for {len(x)} rows: give one a row (and to generate "
+                "num_beams itself, not in a generation_config; num_return_sequences cannot be mixed)."
+            )
         for name in sorted(set(adapter_names) & set(self.group)):
             rows = [row for row, wanted in enumerate(adapter_names) if wanted == name]
             result = result.index_add(

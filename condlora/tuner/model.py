@@ -8,6 +8,7 @@ of them exactly once.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from functools import partial
 
@@ -52,6 +53,18 @@ class CondLoraModel(BaseTuner):
             if adapter_name in layer.group
         }
 
+    def inject_adapter(self, model, adapter_name, *args, state_dict=None, **kwargs) -> None:
+        # Of a state dict PEFT would take the targets, and one of ours names only the layers that hold maps.
+        config = self.peft_config[adapter_name]
+        with warnings.catch_warnings():
+            if (
+                config.sharing == "shape"
+            ):  # PEFT looks for a pattern's keys among paths, and warns of shapes
+                warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if config.sharing == "shape":
+            _check_shapes_named(config, self.maps(adapter_name))
+
     def _create_and_replace(
         self,
         config: CondLoraConfig,
@@ -70,7 +83,8 @@ class CondLoraModel(BaseTuner):
             sharing_group(current_key) if config.sharing == "path" else "x".join(map(str, shape))
         )
         patterns = (config.rank_pattern, config.alpha_pattern)
-        r_key, alpha_key = (get_pattern_key(pattern.keys(), current_key) for pattern in patterns)
+        named = current_key if config.sharing == "path" else group
+        r_key, alpha_key = (get_pattern_key(pattern.keys(), named) for pattern in patterns)
         r = config.rank_pattern.get(r_key, config.r)
         alpha = config.alpha_pattern.get(alpha_key, config.lora_alpha)
         check_fit(config, r, shape, current_key)
@@ -105,14 +119,21 @@ class CondLoraModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     @classmethod
+    def _get_learnable_bias_state_dict(cls, model, state_dict, config):
+        biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
+        # A trained head's bias is saved with the head; once more, under the name it has here, it fits nowhere.
+        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         """As PEFT, which would only warn of maps that are missing and of tensors that fit nowhere.
 
         Raises:
             AdapterError: a map is missing or of another shape, or a tensor belongs to nothing in the model.
         """
-        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         own = model.state_dict()
+        state_dict = {_bias_key(key, own): tensor for key, tensor in state_dict.items()}
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         prefix = (
             "" if any(key.startswith("base_model.model.") for key in own) else "base_model.model."
         )
@@ -176,6 +197,15 @@ class CondLoraModel(BaseTuner):
             )
 
 
+def _bias_key(key: str, own: dict) -> str:
+    """The name of a trained bias here, where another set of adapters may or may not wrap its layer."""
+    if key in own or not key.endswith(".bias"):
+        return key
+    plain = key.replace(".base_layer.bias", ".bias")
+    wrapped = plain.removesuffix("bias") + "base_layer.bias"
+    return next((name for name in (plain, wrapped) if name in own), key)
+
+
 def _pass_names(module, args, kwargs, names: list[str]):
     return args, kwargs | {"adapter_names": names}
 
@@ -222,6 +252,15 @@ def _check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, form, pa
         raise AdapterError(
             f"{path} is {_sizes(shape)}, another shape than the modules it shares its maps with: "
             'set sharing="shape", or adapt them with separate adapters.'
+        )
+
+
+def _check_shapes_named(config: CondLoraConfig, shapes) -> None:
+    unknown = sorted({*config.rank_pattern, *config.alpha_pattern} - set(shapes))
+    if unknown:
+        raise AdapterError(
+            f'With sharing="shape", rank_pattern and alpha_pattern name shapes, here {", ".join(shapes)}: '
+            f"{', '.join(unknown)} is none of them."
         )
 
 

@@ -139,15 +139,20 @@ def test_a_mixed_batch_uses_each_adapters_head():
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_mixed_batch_survives_beam_search(family):
-    model = adapted(family)
+    model = adapted(family, lora_alpha=400)
     one = FAMILIES[family]
-    extra = CondLoraConfig(r=2, target_modules=list(one.square), init_weights=False)
+    extra = CondLoraConfig(r=2, lora_alpha=400, target_modules=list(one.square), init_weights=False)
     model.add_adapter("other", extra)
     settings = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False, "pad_token_id": 0}
     apart = {}
     for name in ("default", "other"):
         model.set_adapter(name)
         apart[name] = model.generate(input_ids=IDS, **settings)
+    with model.disable_adapter():
+        base = model.generate(input_ids=IDS, **settings)
+    assert not torch.equal(apart["default"][1], base[1]) and not torch.equal(
+        apart["other"][0], base[0]
+    )
     names = ["other", "default", "other"]
     mixed = model.generate(input_ids=IDS, adapter_names=names, **settings)
     width = mixed.shape[1]
@@ -160,6 +165,8 @@ def test_a_mixed_batch_survives_beam_search(family):
     [
         (["default", "typo", "default"], False, "holds typo: the model has default, other"),
         (["default"] * 3, True, "inference only"),
+        (["default"], False, "1 names for 3 rows"),
+        (["default"] * 4, False, "4 names for 3 rows"),
     ],
 )
 def test_a_mixed_batch_that_cannot_be_is_refused(names, train, message):

@@ -161,11 +161,33 @@ def test_the_adapter_of_a_model_of_another_width_is_an_error(saved):
         PeftModel.from_pretrained(FAMILIES["bert"].build(hidden_size=32), folder)
 
 
-def test_trained_biases_are_saved_and_loaded(tmp_path):
-    model = perturb(adapted("bert", bias="condlora_only"))
+@pytest.mark.parametrize("bias", ["condlora_only", "all"])
+def test_trained_biases_are_saved_and_loaded(bias, tmp_path):
+    model = perturb(adapted("bert", bias=bias))
     model.save_pretrained(tmp_path)
     assert sum(name.endswith("base_layer.bias") for name in load_file(tmp_path / WEIGHTS)) == 6
     assert torch.equal(logits(load(tmp_path).eval()), logits(model))
+
+
+@pytest.mark.parametrize("bias", ["condlora_only", "all"])
+def test_trained_biases_find_their_layer_whether_another_adapter_wraps_it_or_not(bias, tmp_path):
+    model = adapted("bert", bias=bias, target_modules=["query"])
+    model.add_adapter("b", CondLoraConfig(r=2, target_modules=["value"], init_weights=False))
+    perturb(model).save_pretrained(tmp_path)
+    assert torch.equal(logits(load(tmp_path).eval()), logits(model))
+    adapted("bert", bias=bias, target_modules=["query"]).save_pretrained(tmp_path / "alone")
+    beside = adapted("bert", target_modules=["value"])
+    beside.load_adapter(tmp_path / "alone", adapter_name="alone")
+
+
+def test_injecting_by_a_state_dict_adapts_every_layer_of_a_group():
+    """PEFT would take the targets from the file's names, which are those of the layers that hold maps."""
+    config = CondLoraConfig(r=4, target_modules=["query", "value"], init_weights=False)
+    source = perturb(inject_adapter_in_model(config, FAMILIES["bert"].build()).eval())
+    state = get_peft_model_state_dict(source)
+    other = inject_adapter_in_model(config, FAMILIES["bert"].build(), state_dict=state).eval()
+    set_peft_model_state_dict(other, state)
+    assert torch.equal(logits(other), logits(source))
 
 
 def test_a_process_that_never_imported_condlora_is_told_the_methods_name(saved):

@@ -96,6 +96,20 @@ def test_rank_and_alpha_patterns_set_a_sharing_groups_rank_and_scaling():
         assert (A.shape[0], layer.scaling["default"]) == expected and B.shape[1] == expected[0]
 
 
+def test_patterns_name_shapes_where_modules_share_by_shape():
+    model = adapted(
+        "bert",
+        "consistent",
+        sharing="shape",
+        target_modules="all-linear",
+        rank_pattern={"16x16": 2},
+    )
+    ranks = {group: a.shape[0] for group, (a, _) in model.base_model.maps().items()}
+    assert ranks == {"16x16": 2, "24x16": 4, "16x24": 4}
+    with pytest.raises(AdapterError, match="here 16x16: query is none of them"):
+        adapted("bert", sharing="shape", rank_pattern={"query": 2})
+
+
 @pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
 def test_a_pattern_for_one_layer_is_refused_since_layers_share_their_maps(pattern):
     with pytest.raises(AdapterError, match="whole sharing groups"):

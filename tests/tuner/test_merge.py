@@ -57,6 +57,16 @@ def test_merge_and_unload_of_one_adapter_leaves_the_other_out():
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_pretrained_weight_follows_the_model_to_another_dtype_while_merged():
+    model = adapted("bert")
+    expected = adapted("bert").double()
+    model.merge_adapter()
+    model.double()
+    model.unmerge_adapter()
+    assert first_layer(model).weight.dtype == torch.float64
+    torch.testing.assert_close(logits(model), logits(expected))
+
+
 def test_merging_twice_adds_once():
     model = adapted("bert")
     model.merge_adapter()

@@ -1,0 +1,92 @@
+"""What the analysis costs on random matrices of RoBERTa-base's size.
+
+Measured by `python scripts/benchmark.py 'measures=[analysis,controls]'`.
+"""
+
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from analysis import (
+    adapter_similarity,
+    amplification,
+    conversion_controls,
+    conversion_similarity,
+    linear_map,
+    lora_subspace,
+    positions,
+    subspace,
+)
+from analysis.selection import Settings, Stack
+from condlora.grid import Cell
+
+KINDS = ("query", "value")
+
+
+def analysis(cfg: DictConfig) -> dict[str, float]:
+    """CPU seconds on one thread: conversion matrices, six heat maps, LoRA against CondLoRA."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    d, r = cfg.hidden_size, cfg.rank
+
+    def draw(*shape):
+        return torch.randn(cfg.layers, *shape, generator=generator)
+
+    problems = [(draw(d, d), draw(r, d), draw(d, r), draw(r, d), draw(d, r)) for _ in KINDS]
+    seconds = []
+    for _ in range(cfg.repeats):
+        started = time.process_time()
+        for W, A, B, other_A, other_B in problems:
+            converted = subspace.conversion_matrices(W, A, B)
+            subspace.conversion_maps(*converted, A, r, r)
+            subspace.adapter_phi(A, B, other_A, other_B, r, r)
+        seconds.append(time.process_time() - started)
+    return {"cpu_seconds": statistics.median(seconds)}
+
+
+def controls(cfg: DictConfig) -> dict[str, float]:
+    """Wall seconds and peak memory of every matrix analysis with its controls, one task, five seeds, both methods."""
+    torch.set_num_threads(2)
+    stacks, settings = random_stacks(cfg), Settings(None, None, 0, 100)
+    seconds = {}
+    for function in (
+        conversion_similarity.figure1,
+        conversion_controls.controls,
+        linear_map.linear_maps,
+        adapter_similarity.compare,
+        lora_subspace.compare,
+        amplification.amplify,
+        positions.locate,
+    ):
+        started = time.perf_counter()
+        function(stacks, settings)
+        name = f"{function.__module__.removeprefix('analysis.')}_seconds"
+        seconds[name] = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return seconds | {"wall_seconds": sum(seconds.values()), "memory_mib": peak}
+
+
+def random_stacks(cfg: DictConfig) -> list[Stack]:
+    """Gaussian W, A and B in the place of five finished runs of each method."""
+    generator = torch.Generator().manual_seed(0)
+    d, r, L, seeds = cfg.hidden_size, cfg.rank, cfg.layers, range(5)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    config = {"r": r, "lora_alpha": r, "form": "code"}
+    record = {"recipe": {"adapter": {"config": config}}}
+    stacks = []
+    for kind in KINDS:
+        W = draw(L, d, d)
+        for adapter in ("lora", "condlora"):
+            cells = [
+                Cell("random", "rte", adapter, seed, Path(), "done", None, record) for seed in seeds
+            ]
+            A, B = draw(len(seeds), L, r, d), draw(len(seeds), L, d, r)
+            stacks.append(Stack(adapter, kind, list(range(1, L + 1)), W, A, B, cells))
+    return stacks
