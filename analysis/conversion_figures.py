@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis.conversion_similarity import CONTROL, TRAINED
 from analysis.figures import COLOURS, METHOD_STYLE, save
@@ -49,17 +50,22 @@ def draw_controls(values: pd.DataFrame, sources: dict[str, str], folder: Path) -
     return save(fig, folder / "figure1_controls", values)[0]
 
 
-def draw_spectra(result: Spectra, folder: Path) -> Path:
-    """Singular values of every W0 by their place, a line per layer, a panel per module kind."""
-    modules = list(result.sigma.module.unique())
-    fig, axes = plt.subplots(
+def _row(panels: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A row of panels that share their vertical axis, each of `width` x `height` inches."""
+    return plt.subplots(
         1,
-        len(modules),
-        figsize=(3.3 * len(modules), 2.8),
+        panels,
+        figsize=(width * panels, height),
         layout="constrained",
         sharey=True,
         squeeze=False,
     )
+
+
+def draw_spectra(result: Spectra, folder: Path) -> Path:
+    """Singular values of every W0 by their place, a line per layer, a panel per module kind."""
+    modules = list(result.sigma.module.unique())
+    fig, axes = _row(len(modules), 3.3, 2.8)
     layers = sorted(result.sigma.layer.unique())
     shades = plt.get_cmap(COLOURS)(np.linspace(0, 0.9, len(layers)))
     for ax, module in zip(axes.flat, modules, strict=True):
@@ -77,14 +83,7 @@ def draw_spectra(result: Spectra, folder: Path) -> Path:
 def draw_truncation(result: Spectra, folder: Path) -> Path:
     """phi over the number of smallest directions taken out, trained beside Gaussian A and B."""
     kinds = list(result.along.groupby(["module", "matrix"], sort=False))
-    fig, axes = plt.subplots(
-        1,
-        len(kinds),
-        figsize=(2.2 * len(kinds), 2.4),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
+    fig, axes = _row(len(kinds), 2.2, 2.4)
     for ax, ((module, matrix), group) in zip(axes.flat, kinds, strict=True):
         for source, style in STYLE.items():
             by_k = group[group.source == source].groupby("k").off_diagonal

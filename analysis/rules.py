@@ -112,23 +112,32 @@ def above_null(
         samples.items(), limits, holm(p_fails), strict=True
     ):
         found = summarise(values)
-        p_holds = empirical_p(found.mean, draws)
-        decided = verdict(p_holds, p, numbers.alpha, found.n)
-        parts.append(
-            Part(
-                name,
-                decided,
-                found.mean,
-                t_interval(values, numbers.confidence),
-                found.n,
-                null=summarise(draws).mean,
-                limit=limit,
-                p_holds=p_holds,
-                p_fails=float(p),
-                needs=_needs(decided, found.sd, found.mean - limit, numbers),
-            )
-        )
+        part = _against(limit, name, values, empirical_p(found.mean, draws), p, numbers)
+        parts.append(replace(part, null=summarise(draws).mean))
     return parts
+
+
+def _against(
+    limit: float, name: str, values: np.ndarray, p_holds: float, p_fails: float, numbers: Numbers
+) -> Part:
+    """The part of a claim that the mean of `values` lies above `limit`, from its two p values."""
+    found = summarise(values)
+    decided = verdict(p_holds, p_fails, numbers.alpha, found.n)
+    needs = None
+    if decided == INCONCLUSIVE:
+        gap = found.mean - limit
+        needs = runs_to_tell(found.sd, gap, alpha=numbers.alpha, power=numbers.power)
+    return Part(
+        name,
+        decided,
+        found.mean,
+        t_interval(values, numbers.confidence),
+        found.n,
+        limit=limit,
+        p_holds=p_holds,
+        p_fails=float(p_fails),
+        needs=needs,
+    )
 
 
 def runs_to_settle_equality(found: Summary, tests: int, numbers: Numbers) -> int | None:
@@ -150,24 +159,10 @@ def above_limit(samples: Mapping[str, np.ndarray], limit: float, numbers: Number
     That it lies below is Holm-adjusted over the parts, as one such part decides.
     """
     p_fails = holm([p_mean_above(-np.asarray(x), -limit) for x in samples.values()])
-    parts = []
-    for (name, values), p in zip(samples.items(), p_fails, strict=True):
-        found, p_holds = summarise(values), p_mean_above(values, limit)
-        decided = verdict(p_holds, p, numbers.alpha, found.n)
-        parts.append(
-            Part(
-                name,
-                decided,
-                found.mean,
-                t_interval(values, numbers.confidence),
-                found.n,
-                limit=limit,
-                p_holds=p_holds,
-                p_fails=float(p),
-                needs=_needs(decided, found.sd, found.mean - limit, numbers),
-            )
-        )
-    return parts
+    return [
+        _against(limit, name, values, p_mean_above(values, limit), p, numbers)
+        for (name, values), p in zip(samples.items(), p_fails, strict=True)
+    ]
 
 
 def not_lower(name: str, ratios: np.ndarray, numbers: Numbers) -> Part:
@@ -176,13 +171,6 @@ def not_lower(name: str, ratios: np.ndarray, numbers: Numbers) -> Part:
     part = above_limit({name: logarithms}, math.log(limit), numbers)[0]
     interval = Interval(*map(math.exp, part.interval))
     return replace(part, estimate=math.exp(part.estimate), interval=interval, null=1.0, limit=limit)
-
-
-def _needs(decided: str, sd: float, gap: float, numbers: Numbers) -> int | None:
-    """How many runs tell a mean from a limit `gap` away, where that is still open."""
-    if decided != INCONCLUSIVE:
-        return None
-    return runs_to_tell(sd, gap, alpha=numbers.alpha, power=numbers.power)
 
 
 def exact(name: str, is_so: bool | None, estimate: float, n: int, limit: float) -> Part:

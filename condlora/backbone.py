@@ -30,7 +30,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from condlora.errors import AdapterError, BackboneError, ConfigError, NetworkError, UserError
+from condlora.errors import (
+    AdapterError,
+    BackboneError,
+    ConfigError,
+    NetworkError,
+    UserError,
+    first_line,
+)
 from condlora.tuner import Factors, layer_factors
 
 
@@ -140,12 +147,12 @@ def _pretrained_model(place: str, revision: str | None, labels: dict, cfg: DictC
                 f"({type(error).__name__}): go online once, or use backbone=minilm."
             ) from error
         raise BackboneError(
-            f"No sequence classifier could be loaded from {place} ({_first_line(error)}): it needs config.json and "
+            f"No sequence classifier could be loaded from {place} ({first_line(error)}): it needs config.json and "
             "model.safetensors of an encoder that transformers knows."
         ) from error
     except Exception as error:  # safetensors' own errors derive from Exception alone
         raise BackboneError(
-            f"The weights in {place} cannot be read ({_first_line(error)}): fetch them again."
+            f"The weights in {place} cannot be read ({first_line(error)}): fetch them again."
         ) from error
     return model, sorted(info["missing_keys"])
 
@@ -165,7 +172,7 @@ def _tokenizer(place, revision: str | None) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(place, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise BackboneError(
-            f"No tokenizer could be loaded from {place} ({_first_line(error)})."
+            f"No tokenizer could be loaded from {place} ({first_line(error)})."
         ) from error
 
 
@@ -176,10 +183,6 @@ def _weights_sha256(model: PreTrainedModel, head: tuple[str, ...]) -> str:
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def fresh_model(backbone: Backbone) -> PreTrainedModel:
@@ -206,13 +209,13 @@ def add_adapter(model: PreTrainedModel, cfg: DictConfig, head: tuple[str, ...]) 
         if isinstance(cause, UserError):
             raise cause from None
         raise ConfigError(
-            f"adapter={cfg.name} is not accepted ({_first_line(cause or error)}): check adapter.config.*."
+            f"adapter={cfg.name} is not accepted ({first_line(cause or error)}): check adapter.config.*."
         ) from error
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise AdapterError(
-            f"The adapter {cfg.name} does not fit the backbone ({_first_line(error)})."
+            f"The adapter {cfg.name} does not fit the backbone ({first_line(error)})."
         ) from error
 
 

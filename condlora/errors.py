@@ -55,3 +55,9 @@ class IncompleteGrid(UserError):
 
 class NoFinishedRuns(UserError):
     """There is nothing to analyse yet."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, fit for the middle of a sentence."""
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n")[0].rstrip(".")

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from peft import PeftModel
 
 from condlora.backbone import Backbone, load_adapter
+from condlora.files import write_atomically
 from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
-from condlora.records import write_atomically
 
 
 @torch.inference_mode()

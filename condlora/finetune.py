@@ -41,6 +41,7 @@ from condlora.errors import (
     UndefinedScore,
 )
 from condlora.evaluation import collator, predict, score, test_saved
+from condlora.files import write_atomically
 from condlora.glue.batches import training_batches
 from condlora.glue.prepare import Data, prepare
 from condlora.progress import RunBar, say
@@ -53,7 +54,6 @@ from condlora.records import (
     recipe_hash,
     run_folder,
     set_aside,
-    write_atomically,
     write_record,
 )
 

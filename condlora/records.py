@@ -16,16 +16,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from condlora.errors import ConfigError, RunFolderError, UserError
+from condlora.files import write_atomically
 
 SCHEMA_VERSION = 1
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
@@ -76,24 +74,6 @@ def recipe_hash(plain: dict) -> str:
     """SHA-256 of a recipe in canonical JSON."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file or folder beside `path`, then put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
-    try:
-        fresh = scratch / path.name
-        write(fresh)
-        for file in [fresh] if fresh.is_file() else fresh.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.is_dir():
-            os.replace(path, scratch / "previous")
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_record(folder: Path, record: dict) -> None:

@@ -32,9 +32,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from condlora import finetune
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
+from condlora.files import write_atomically
 from condlora.grid import compose_cells
 from condlora.progress import say
-from condlora.records import read_record, recipe, recipe_hash, run_folder, write_atomically
+from condlora.records import read_record, recipe, recipe_hash, run_folder
 
 
 def search(cfg: DictConfig) -> pd.DataFrame:

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from condlora import finetune, search
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
+from condlora.files import write_atomically
 from condlora.grid import compose_cells
-from condlora.records import recipe, recipe_hash, run_folder, write_atomically, write_record
+from condlora.records import recipe, recipe_hash, run_folder, write_record
 from tests.tasks import ROOT
 
 RATES = (1e-3, 2e-3, 4e-3)

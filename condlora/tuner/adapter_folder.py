@@ -6,9 +6,6 @@ Needs nothing but what the method itself needs, so that exporting works from a p
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -19,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from condlora.errors import AdapterError, BackboneError
+from condlora.errors import AdapterError, BackboneError, first_line
+from condlora.files import write_atomically
 
 AUTO_CLASSES = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
@@ -46,7 +44,7 @@ def check_free(folder: str | Path) -> None:
 def write_adapter(folder: str | Path, config: PeftConfig, tensors: dict[str, torch.Tensor]) -> None:
     """Write adapter_config.json and adapter_model.safetensors, equal bytes for equal content.
 
-    They are filled in beside `folder` and then renamed, so that no half-written folder is left behind.
+    Put in place in one step, so that no half-written folder is left behind.
 
     Raises:
         AdapterError: something lies there already.
@@ -57,16 +55,13 @@ def write_adapter(folder: str | Path, config: PeftConfig, tensors: dict[str, tor
     for name in ("target_modules", "modules_to_save"):  # sets change their order between processes
         if isinstance(value := getattr(config, name), set | list):
             setattr(config, name, sorted(set(value)))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    try:
-        fresh = scratch / "adapter"
+    plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+
+    def fill(fresh: Path) -> None:
         config.save_pretrained(str(fresh))
-        plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         save_file(plain, fresh / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+    write_atomically(folder, fill)
 
 
 def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
@@ -162,9 +157,3 @@ def empty_model(config: PretrainedConfig, model_class: type) -> nn.Module:
         if hasattr(model_class, "from_config"):
             return model_class.from_config(config)
         return model_class(config)
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, fit for the middle of a sentence."""
-    text = str(error).strip() or type(error).__name__
-    return text.split("\n")[0].rstrip(".")

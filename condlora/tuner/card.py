@@ -18,8 +18,8 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
-from condlora.errors import AdapterError, NetworkError, RunFolderError
-from condlora.tuner.adapter_folder import AUTO_CLASSES, first_line
+from condlora.errors import AdapterError, NetworkError, RunFolderError, first_line
+from condlora.tuner.adapter_folder import AUTO_CLASSES
 from condlora.tuner.lora_export import check_condlora, export_lora
 from condlora.tuner.model import CondLoraModel
 
@@ -61,9 +61,8 @@ def run_facts(folder: str | Path, *, license: str | None = None) -> Facts:
     Raises:
         RunFolderError: the run is damaged or not finished.
     """
-    from condlora.records import (
-        read_record,
-    )  # needs what runs need, which the method itself does not
+    # Here, as it needs what runs need and the method itself does not.
+    from condlora.records import read_record
 
     folder = Path(folder)
     own = read_record(folder)

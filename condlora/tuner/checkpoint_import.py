@@ -25,13 +25,12 @@ from peft.utils import (
 )
 from safetensors.torch import load_file
 
-from condlora.errors import AdapterError, UserError
+from condlora.errors import AdapterError, UserError, first_line
 from condlora.tuner.adapter_folder import (
     base_config,
     base_of,
     check_free,
     empty_model,
-    first_line,
     write_adapter,
 )
 from condlora.tuner.config import CondLoraConfig

@@ -57,9 +57,8 @@ class CondLoraModel(BaseTuner):
         # Of a state dict PEFT would take the targets, and one of ours names only the layers that hold maps.
         config = self.peft_config[adapter_name]
         with warnings.catch_warnings():
-            if (
-                config.sharing == "shape"
-            ):  # PEFT looks for a pattern's keys among paths, and warns of shapes
+            if config.sharing == "shape":
+                # PEFT looks for a pattern's keys among paths, and would warn of shapes.
                 warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.sharing == "shape":
