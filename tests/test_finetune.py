@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -133,6 +134,39 @@ def test_runtime_is_no_part_of_the_recipe(tiny_cells):
     a = one(tiny_cells, "task=rte")
     b = one(tiny_cells, "task=rte", "runtime.evaluation_batch_size=7", "runtime.padding=max_length")
     assert finetune.recipe_hash(finetune.recipe(a)) == finetune.recipe_hash(finetune.recipe(b))
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "used"),
+    [("auto", "no", "sdpa"), ("auto", "bf16", "eager"), ("eager", "no", "eager")],
+)
+def test_attention_is_chosen_for_the_precision_and_recorded(tiny_cells, asked, precision, used):
+    cfg = one(
+        tiny_cells, "task=rte", f"runtime.attention={asked}", f"protocol.precision={precision}"
+    )
+    assert finetune.run(cfg)["environment"]["attention"] == used
+
+
+def test_attention_changes_a_run_by_rounding_alone(tiny_cells, tmp_path):
+    def losses(attention):
+        cfg = one(
+            tiny_cells,
+            "task=rte",
+            "protocol.precision=no",
+            "+backbone.architecture.attention_probs_dropout_prob=0.0",
+            "+backbone.architecture.hidden_dropout_prob=0.0",
+            f"runtime.attention={attention}",
+            f"runs={tmp_path}/{attention}",
+        )
+        finetune.run(cfg)
+        return pd.read_csv(run_folder(cfg) / "curve.csv")["train_loss"].to_numpy()
+
+    np.testing.assert_allclose(losses("eager"), losses("sdpa"), rtol=1e-5)
+
+
+def test_unknown_attention_is_refused_in_a_sentence(tiny_cells):
+    with pytest.raises(ConfigError, match=r"has no runtime.attention=nonsense .*: use auto\."):
+        finetune.run(one(tiny_cells, "task=rte", "runtime.attention=nonsense"))
 
 
 def test_loss_that_is_not_finite_fails_the_run_with_a_record(tiny_cells):
