@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
+
+TIMED_ROUNDS = 7  # odd, so that the median is one of them
+TIMED_EXAMPLES = 32
 
 
 @torch.inference_mode()
@@ -72,6 +77,32 @@ def test_saved(
         path = folder / f"predictions_{name}.parquet"
         write_atomically(path, lambda path, table=table: table.to_parquet(path))
     return scores
+
+
+@torch.inference_mode()
+def merged_speed(
+    cfg: DictConfig, data: Data, backbone: Backbone, accelerator: Accelerator, folder: Path
+) -> float:
+    """How fast the saved adapter answers once merged, over the backbone alone: 1 where merging costs nothing.
+
+    Both answer the first TIMED_EXAMPLES of the test set by turns; the median over TIMED_ROUNDS turns, which a
+    machine that slows down in between leaves where it is.
+    """
+    alone = copy.deepcopy(backbone.model).to(accelerator.device)
+    adapted = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
+    merged = adapted.merge_and_unload()
+    first = [data.test[i] for i in range(min(TIMED_EXAMPLES, len(data.test)))]
+    batch = collator(cfg, data)(first)
+    inputs = {k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"}
+
+    def seconds(model: torch.nn.Module) -> float:
+        started = time.perf_counter()
+        with accelerator.autocast():
+            model(**inputs).logits.cpu()  # waits for the device
+        return time.perf_counter() - started
+
+    seconds(alone), seconds(merged)  # the first call of each pays for what later ones find
+    return statistics.median(seconds(alone) / seconds(merged) for _ in range(TIMED_ROUNDS))
 
 
 def scores_by_part(task: Task, table: pd.DataFrame) -> dict[str, float]:

@@ -41,7 +41,7 @@ from condlora.errors import (
     UndefinedScore,
     first_line,
 )
-from condlora.evaluation import collator, predict, score, test_saved
+from condlora.evaluation import collator, merged_speed, predict, score, test_saved
 from condlora.files import write_atomically
 from condlora.glue.batches import training_batches
 from condlora.glue.prepare import Data, prepare
@@ -119,13 +119,15 @@ def run(cfg: DictConfig) -> dict:
         with RunBar(cfg) as bar:
             progress = train(cfg, data, model, accelerator, folder, seeds, bar)
         record |= test(cfg, data, backbone, accelerator, folder, progress)
+        record["peak_memory_mib"] = memory.mib()
+        speed = merged_speed(cfg, data, backbone, accelerator, folder)
+        record["merged_speed_over_backbone"] = speed
     except Exception as error:
         write_record(folder, record | failure(error))
         raise
     finally:
         accelerator.free_memory()  # it holds model and optimizer in cycles, which would pile up over a grid
     record |= summary(progress) | {
-        "peak_memory_mib": memory.mib(),
         "total_seconds": time.perf_counter() - started,
         "status": "done",
         "finished_at": now(),

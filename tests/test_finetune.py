@@ -50,6 +50,7 @@ def test_record_is_complete_and_scores_match_the_stored_predictions(rte):
     curve = pd.read_csv(folder / "curve.csv")
     assert curve["step"].tolist() == [3, 6]
     assert record["validation"]["accuracy"] == curve["accuracy"].max()
+    assert 0.1 < record["merged_speed_over_backbone"] < 10
     assert record["best"]["step"] == curve.loc[curve["accuracy"].idxmax(), "step"]
 
 

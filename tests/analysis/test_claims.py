@@ -287,6 +287,23 @@ def test_speed(scored, cell, speeds, verdict):
     assert found.interval.low < found.estimate < found.interval.high
 
 
+def test_speed_once_merged_is_of_the_runs_that_recorded_it(scored, cell):
+    assert (
+        scored([cell("rte", a, 0) for a in ("lora", "condlora")])["merged_speed_equal"].verdict
+        == NOT_RUN
+    )
+    cells = [
+        cell("rte", adapter, seed, merged_speed_over_backbone=speed + seed / 1000)
+        for adapter, speed in (("lora", 0.98), ("condlora", 0.99))
+        for seed in range(3)
+    ]
+    found = scored([*cells, cell("rte", "lora", 3), cell("rte", "condlora", 3)])[
+        "merged_speed_equal"
+    ]
+    assert found.verdict == HOLDS and found.n == 3
+    assert found.estimate == pytest.approx(0.99 / 0.98, abs=1e-4)
+
+
 def test_ratios_are_averaged_as_ratios():
     part = not_lower("", np.array([0.5, 2.0]), NUMBERS)
     assert part.estimate == pytest.approx(1.0) and part.limit == 0.98

@@ -190,7 +190,14 @@ def test_predictions_on_other_examples_are_not_paired(cell, tmp_path):
 def test_speed_is_paired_and_parameters_are_counted(cell, spoil):
     cells = [
         cell("rte", "lora", 0, train_examples_per_second=100.0, train_seconds=2.0),
-        cell("rte", "condlora", 0, train_examples_per_second=110.0, train_seconds=2.0),
+        cell(
+            "rte",
+            "condlora",
+            0,
+            train_examples_per_second=110.0,
+            train_seconds=2.0,
+            merged_speed_over_backbone=0.99,
+        ),
         cell("sst2", "lora", 0, train_examples_per_second=400.0, train_seconds=1.0),
         cell("sst2", "condlora", 0, train_examples_per_second=360.0, train_seconds=1.0),
         cell("mnli", "lora", 0, train_examples_per_second=9.0),  # no partner: in no comparison
@@ -204,6 +211,8 @@ def test_speed_is_paired_and_parameters_are_counted(cell, spoil):
     assert ours["adapter parameters"] == "512"
     assert ours["ratio to LoRA"] == "0.1667"
     assert ours["ratio to LoRA, same task and seed"] == "1.000 ± 0.141 (2)"
+    assert ours["merged, speed over the backbone's"] == "0.990 ± – (1)"
+    assert row(efficiency.table4(runs), "LoRA")["merged, speed over the backbone's"] == "–"
     assert row(efficiency.table4(runs), "LoRA")["adapter parameters"] == "3,072"
     assert row(efficiency.table4(runs), "Paper: CondLoRA")["ratio to LoRA"] == "0.0833"
     by_task = {tuple(r[:2]): r[3] for r in efficiency.table_by_task(runs).rows}
