@@ -83,17 +83,20 @@ def explained(M: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     whole = grams.sum(dim=0)
     # M_l' Q_l. An undefined Q_l is left out of the fits, and phi with it stays undefined.
     inside = subspace.in_each_layer(M.mT, Q).nan_to_num()
-    fitted, left_out, energy = torch.empty(3, len(X), L, dtype=torch.float64)
-    of_all = _best_map(whole, inside)
+    fitted = subspace.phi(_yielded(M, _best_map(whole, inside)), Q, r, r)
+    left_out, energy = torch.empty(2, len(X), L, dtype=torch.float64)
     for fold in torch.arange(L) % FOLDS == torch.arange(min(L, FOLDS))[:, None]:
-        T = _best_map(whole - grams[fold].sum(dim=0), inside[:, ~fold])
-        for layer in fold.nonzero().flatten().tolist():
-            q, x = Q[:, layer], X[:, layer].double()
-            U = subspace.left_basis(M[layer] @ T, r)
-            left_out[:, layer] = subspace.phi(U, q, r, r)
-            energy[:, layer] = (U.mT @ x).square().sum(dim=(-2, -1)) / x.square().sum(dim=(-2, -1))
-            fitted[:, layer] = subspace.phi(subspace.left_basis(M[layer] @ of_all, r), q, r, r)
+        U = _yielded(M[fold], _best_map(whole - grams[fold].sum(dim=0), inside[:, ~fold]))
+        x = X[:, fold].double()
+        left_out[:, fold] = subspace.phi(U, Q[:, fold], r, r)
+        energy[:, fold] = (U.mT @ x).square().sum(dim=(-2, -1)) / x.square().sum(dim=(-2, -1))
     return fitted, left_out, energy
+
+
+def _yielded(M: Tensor, T: Tensor) -> Tensor:
+    """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p)."""
+    each = T[:, None].expand(-1, len(M), -1, -1)
+    return subspace.left_basis(subspace.in_each_layer(M, each), T.shape[-1])
 
 
 def _best_map(gram: Tensor, inside: Tensor) -> Tensor:
