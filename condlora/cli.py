@@ -72,12 +72,12 @@ def command(config: str, before: Check | None = None, after: Check | None = None
                     raise raised[0]
                 if after is not None and not asks_hydra:
                     after(overrides)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 print(
                     "interrupted: the same command goes on here, finished runs are kept.",
                     file=sys.stderr,
                 )
-                sys.exit(130)
+                sys.exit(getattr(error, "exit_status", 130))
             except Exception as error:
                 message = explain(error)
                 if message is None or debug:

@@ -57,6 +57,15 @@ class NoFinishedRuns(UserError):
     """There is nothing to analyse yet."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came while training; a checkpoint was written."""
+
+    @property
+    def exit_status(self) -> int:
+        """The shell's status for a command that a signal ended."""
+        return 128 + self.args[0]
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, fit for the middle of a sentence."""
     text = str(error).strip() or type(error).__name__

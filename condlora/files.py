@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+SCRATCH = ".writing-"
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file or folder beside `path`, then put it in place in one step."""
+    """Let `write` fill a file or folder beside `path`, then put it in place in one step.
+
+    On return it is on the disk and not in memory alone. A folder that was there is gone for the instant between
+    two renames: what must outlast a kill in that instant is also in a checkpoint.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=SCRATCH))
     try:
         fresh = scratch / path.name
         write(fresh)
         for file in [fresh] if fresh.is_file() else fresh.rglob("*"):
             if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                _sync(file)
         if path.is_dir():
             os.replace(path, scratch / "previous")
         os.replace(fresh, path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove what a kill in the middle of a write left in a folder; nobody else may be writing there."""
+    for path in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

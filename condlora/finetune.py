@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -29,20 +29,23 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
+from condlora.checkpoints import Checkpoints, Interruption, Progress, Training, tidy
 from condlora.environment import PeakMemory, device_name, environment, has_bf16
 from condlora.errors import (
     ConfigError,
     DeviceError,
     DivergedError,
+    Interrupted,
     RunFolderError,
     UndefinedScore,
     first_line,
 )
 from condlora.evaluation import collator, merged_speed, predict, score, test_saved
-from condlora.files import write_atomically
+from condlora.files import remove_scratch, write_atomically
 from condlora.glue.batches import training_batches
 from condlora.glue.prepare import Data, prepare
 from condlora.progress import RunBar, say
@@ -61,23 +64,6 @@ from condlora.records import (
 CHECK_LOSS_EVERY = 10  # steps; reading the loss waits for the device
 
 
-@dataclass
-class Progress:
-    """What the loop knows at a step; `best_score` is the headline metric on validation."""
-
-    step: int = 0
-    epoch: int = 0
-    best_score: float | None = None
-    best_step: int = 0
-    best_epoch: int = 0
-    evaluations_without_improvement: int = 0
-    stopped_early: bool = False
-    curve: list[dict] = field(default_factory=list)
-    train_seconds: float = 0.0
-    train_examples: int = 0
-    evaluation_seconds: float = 0.0
-
-
 def run(cfg: DictConfig) -> dict:
     """Fine-tune one cell and return its record; a cell that is done already is not done again.
 
@@ -88,8 +74,10 @@ def run(cfg: DictConfig) -> dict:
     """
     OmegaConf.set_readonly(cfg, True)
     folder, plain = run_folder(cfg), recipe(cfg)
-    finished = finished_record(folder, recipe_hash(plain))
+    digest = recipe_hash(plain)
+    finished = finished_record(folder, digest)
     if finished is not None:
+        tidy(folder)
         return finished
     started = time.perf_counter()
     seeds = streams(cfg.seed, cfg.task.name)
@@ -105,34 +93,38 @@ def run(cfg: DictConfig) -> dict:
         if not folder.exists():
             write_record(folder, record | failure(error))
         raise
-    set_aside(folder)
+    set_aside(folder, digest)
+    remove_scratch(folder)
     record |= {
         "data": data.description,
         "backbone": backbone.description,
         "parameters": count_parameters(model, backbone),
     }
+    same = ("recipe_hash", "streams", "data", "backbone", "environment")
+    checkpoints = Checkpoints(folder, cfg.runtime, {key: record[key] for key in same})
     write_record(folder, record)
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(folder / "config.yaml", lambda path: path.write_text(resolved))
     try:
         memory = PeakMemory(accelerator.device)
         with RunBar(cfg) as bar:
-            progress = train(cfg, data, model, accelerator, folder, seeds, bar)
+            progress = train(cfg, data, model, accelerator, folder, seeds, bar, checkpoints)
         record |= test(cfg, data, backbone, accelerator, folder, progress)
         record["peak_memory_mib"] = memory.mib()
         speed = merged_speed(cfg, data, backbone, accelerator, folder)
         record["merged_speed_over_backbone"] = speed
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         write_record(folder, record | failure(error))
         raise
     finally:
         accelerator.free_memory()  # it holds model and optimizer in cycles, which would pile up over a grid
     record |= summary(progress) | {
-        "total_seconds": time.perf_counter() - started,
+        "total_seconds": progress.earlier_seconds + time.perf_counter() - started,
         "status": "done",
         "finished_at": now(),
     }
-    write_record(folder, record)
+    record = write_record(folder, record)
+    tidy(folder)
     say(
         f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}: test {cfg.task.headline} "
         f"{record['test'][cfg.task.headline]:.3f}, {record['total_seconds']:.0f} s"
@@ -282,12 +274,16 @@ def train(
     folder: Path,
     seeds: dict[str, int],
     bar: RunBar,
+    checkpoints: Checkpoints,
 ) -> Progress:
-    """The training loop. Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`.
+    """The training loop, from the newest checkpoint if there is one.
+
+    Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`.
 
     Raises:
         DivergedError: the loss is not finite.
         UndefinedScore: no evaluation gave the headline metric a value.
+        Interrupted: a signal came.
     """
     protocol = cfg.protocol
     collate = collator(cfg, data)
@@ -296,55 +292,39 @@ def train(
     )
     total_steps = protocol.max_steps or protocol.epochs * len(batches)
     evaluate_every = min(protocol.evaluate_every or math.inf, len(batches), total_steps)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=protocol.learning_rate, weight_decay=protocol.weight_decay
-    )
-    schedule = get_linear_schedule_with_warmup(
-        optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
-    )
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    if cfg.runtime.trackers:
-        accelerator.init_trackers("condlora", config={"recipe": str(recipe(cfg))})
-
-    progress = Progress()
-    bar.expect(total_steps)
-    loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
+    training, batches = prepare_training(cfg, model, batches, total_steps, accelerator)
+    progress = training.progress
     torch.manual_seed(seeds["dropout"])
-    started = time.perf_counter()
-    while progress.step < total_steps and not progress.stopped_early:
-        batches.set_epoch(progress.epoch)
-        for batch in batches:
-            model.train()
-            labels = batch.pop("labels")
-            if data.task.is_regression:
-                labels = (labels - data.target_mean) / data.target_sd
-            loss = model(**batch, labels=labels).loss
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(trainable, protocol.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-
-            progress.step += 1
-            progress.train_examples += len(labels)
-            loss_sum, loss_steps = loss_sum + loss.detach(), loss_steps + 1
-            bar.step()
-            if progress.step % CHECK_LOSS_EVERY == 0 or progress.step % evaluate_every == 0:
-                mean_loss = finite_loss(loss_sum / loss_steps, progress.step, protocol)
-                bar.show(loss=mean_loss)
-            if progress.step % evaluate_every == 0:
-                progress.train_seconds += time.perf_counter() - started
-                evaluate(cfg, data, model, accelerator, folder, progress, mean_loss)
-                bar.show(score=progress.curve[-1][data.task.headline], best=progress.best_score)
-                loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
-                started = time.perf_counter()
-            if progress.step == total_steps or progress.stopped_early:
-                break
-        progress.epoch += 1
-    progress.train_seconds += time.perf_counter() - started
+    checkpoints.restore(training)
+    bar.expect(total_steps, progress.step)
+    with Interruption() as interruption:
+        started = time.perf_counter()
+        while progress.step < total_steps and not progress.stopped_early:
+            batches.set_epoch(progress.epoch)
+            done = progress.step - progress.epoch * len(batches)
+            for batch in islice(batches, done, None):
+                take_step(training, batch, data, accelerator, protocol)
+                bar.step()
+                is_evaluated = progress.step % evaluate_every == 0
+                pauses = is_evaluated or interruption.asked or checkpoints.is_due(progress.step)
+                if pauses or progress.step % CHECK_LOSS_EVERY == 0:
+                    bar.show(loss=finite_loss(progress, protocol))
+                if pauses:
+                    progress.train_seconds += time.perf_counter() - started
+                    if is_evaluated:
+                        evaluate(cfg, data, training.model, accelerator, folder, progress)
+                        bar.show(score=progress.curve[-1][data.task.headline])
+                    if interruption.asked or checkpoints.is_due(progress.step):
+                        checkpoints.save(training)
+                        interruption.leave_if_asked()
+                    started = time.perf_counter()
+                if progress.step == total_steps or progress.stopped_early:
+                    break
+            progress.epoch += 1
+        progress.train_seconds += time.perf_counter() - started
     if protocol.select == "last":
-        keep(model, accelerator, folder, progress)
+        keep(training.model, accelerator, folder, progress)
+    checkpoints.save(training)  # a kill while it is tested costs no training
     if cfg.runtime.trackers:
         accelerator.end_training()
     if progress.best_step == 0:
@@ -355,12 +335,57 @@ def train(
     return progress
 
 
-def finite_loss(mean: torch.Tensor, step: int, protocol: DictConfig) -> float:
-    """The mean loss as a number; once one step's loss is NaN or infinite, so is the mean."""
-    value = mean.item()
+def prepare_training(
+    cfg: DictConfig,
+    model: PeftModel,
+    batches: DataLoader,
+    total_steps: int,
+    accelerator: Accelerator,
+) -> tuple[Training, DataLoader]:
+    """AdamW and its schedule for the trainable parameters, all on the run's device."""
+    protocol = cfg.protocol
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=protocol.learning_rate, weight_decay=protocol.weight_decay
+    )
+    schedule = get_linear_schedule_with_warmup(
+        optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
+    )
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    if cfg.runtime.trackers:
+        accelerator.init_trackers("condlora", config={"recipe": str(recipe(cfg))})
+    return Training(model, optimizer, schedule, accelerator.scaler, Progress()), batches
+
+
+def take_step(
+    training: Training, batch: dict, data: Data, accelerator: Accelerator, protocol: DictConfig
+) -> None:
+    """One step of the optimizer on one batch."""
+    training.model.train()
+    labels = batch.pop("labels")
+    if data.task.is_regression:
+        labels = (labels - data.target_mean) / data.target_sd
+    loss = training.model(**batch, labels=labels).loss
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(training.trainable.values(), protocol.max_grad_norm)
+    training.optimizer.step()
+    training.schedule.step()
+    training.optimizer.zero_grad()
+    progress = training.progress
+    progress.step += 1
+    progress.train_examples += len(labels)
+    # Not read here, which would wait for the device; float32 as a checkpoint holds it.
+    progress.loss_sum = progress.loss_sum + loss.detach().float()
+    progress.loss_steps += 1
+
+
+def finite_loss(progress: Progress, protocol: DictConfig) -> float:
+    """The mean loss since the last evaluation; once one step's loss is NaN or infinite, so is the mean."""
+    value = float(progress.loss_sum) / progress.loss_steps
     if not math.isfinite(value):
         raise DivergedError(
-            f"The loss is {value} at step {step}: lower protocol.learning_rate (now {protocol.learning_rate:g})."
+            f"The loss is {value} at step {progress.step}: lower protocol.learning_rate (now "
+            f"{protocol.learning_rate:g})."
         )
     return value
 
@@ -372,10 +397,10 @@ def evaluate(
     accelerator: Accelerator,
     folder: Path,
     progress: Progress,
-    mean_loss: float,
 ) -> None:
     """Score on validation, extend the curve, keep the adapter if it is the best so far, count patience."""
-    started = time.perf_counter()
+    started, mean_loss = time.perf_counter(), finite_loss(progress, cfg.protocol)
+    progress.loss_sum, progress.loss_steps = 0.0, 0
     predictions = predict(cfg, data, data.validation, model, accelerator)
     try:
         scores = score(data.task, predictions, data.validation)
@@ -452,4 +477,7 @@ def summary(progress: Progress) -> dict:
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.train_examples / progress.train_seconds,
         "evaluation_seconds": progress.evaluation_seconds,
+        "checkpoint_seconds": progress.checkpoint_seconds,
+        "checkpoint_bytes": progress.checkpoint_bytes,
+        "resumed_at_steps": progress.resumed_at_steps,
     }

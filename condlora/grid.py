@@ -30,14 +30,14 @@ from condlora.errors import (
 )
 from condlora.records import read_record, recipe, recipe_hash, run_folder
 
-STATES = ("done", "running", "stale", "failed", "damaged", "missing")
+STATES = ("done", "running", "interrupted", "stale", "failed", "damaged", "missing")
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a grid and its state on disk.
 
-    state: done; running (or killed in mid-run); failed (`reason` says why); stale (made by another recipe);
+    state: done; running (or killed in mid-run); interrupted by a signal; failed (`reason` says why); stale (made by another recipe);
     damaged (a file is missing or unreadable); missing. `record` is there for all but missing and damaged.
     """
 

@@ -46,8 +46,9 @@ class RunBar:
     def __exit__(self, *_) -> None:
         self.bar.close()
 
-    def expect(self, steps: int) -> None:
+    def expect(self, steps: int, done: int = 0) -> None:
         self.bar.reset(total=steps)
+        self.bar.update(done)
 
     def step(self) -> None:
         self.bar.update()
@@ -89,8 +90,10 @@ class GridProgress(Callback):
     def _watch(self, left: list[DictConfig]) -> None:
         from condlora.grid import inspect
 
+        open_, total = left, len(left)
         while not self.over.wait(timeout=2.0):
-            self.bar.n = sum(inspect(cfg).state in ("done", "failed") for cfg in left)
+            open_ = [cfg for cfg in open_ if inspect(cfg).state not in ("done", "failed")]
+            self.bar.n = total - len(open_)
             self.bar.refresh()
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:

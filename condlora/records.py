@@ -3,6 +3,7 @@
     config.yaml                       the resolved config, whole
     record.json                       one self-contained record, see `condlora.finetune.run`
     curve.csv                         a row per evaluation
+    checkpoints/                      while it is not finished, see `condlora.checkpoints`
     predictions_validation.parquet    label and prediction of each example, in the split's order
     predictions_test.parquet
     adapter/                          what PEFT's save_pretrained writes
@@ -22,14 +23,15 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from condlora.errors import ConfigError, RunFolderError, UserError
-from condlora.files import write_atomically
+from condlora.errors import ConfigError, Interrupted, RunFolderError, UserError
+from condlora.files import sha256, write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
 # Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
 # where data and weights lie, for the hashes in a record say what they are.
 NOT_IN_RECIPE = {"protocol": ("tables",), "data": ("root",), "backbone": ("path",)}
+STATUSES = ("running", "interrupted", "failed", "done")
 REQUIRED_FILES = (
     "config.yaml",
     "curve.csv",
@@ -72,21 +74,41 @@ def recipe(cfg: DictConfig) -> dict:
 
 def recipe_hash(plain: dict) -> str:
     """SHA-256 of a recipe in canonical JSON."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(plain).encode()).hexdigest()
 
 
-def write_record(folder: Path, record: dict) -> None:
-    """Write record.json; NaN is refused, unknown values are null."""
+def write_record(folder: Path, record: dict) -> dict:
+    """Write record.json and return what it holds; NaN is refused, unknown values are null.
+
+    A finished run's record holds the SHA-256 of every file its result rests on, and each record its own.
+    """
+    record = {key: value for key, value in record.items() if key not in ("files", "sha256")}
+    if record["status"] == "done":
+        there = [name for name in REQUIRED_FILES if (folder / name).is_file()]
+        record["files"] = {name: sha256(folder / name) for name in there}
+    record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
+    record["sha256"] = _own_sha256(record)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "record.json", lambda path: path.write_text(text))
+    return record
+
+
+def _own_sha256(record: dict) -> str:
+    """SHA-256 of a record without its own, in canonical JSON."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(_canonical(rest).encode()).hexdigest()
+
+
+def _canonical(value: dict) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def read_record(folder: Path) -> dict:
     """The record of a run folder.
 
     Raises:
-        RunFolderError: it is missing, not JSON, of another schema, or a finished run lacks a file.
+        RunFolderError: it is missing, not JSON, of another schema, or was changed after it was written; or a file
+            of a finished run is missing or was changed.
     """
     path = folder / "record.json"
     advice = "run the same training command again to redo this run"
@@ -98,12 +120,19 @@ def read_record(folder: Path) -> dict:
         raise RunFolderError(f"{path} is damaged ({error}): {advice}.") from None
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         raise RunFolderError(f"{path} is not a record of schema {SCHEMA_VERSION}: {advice}.")
-    if record.get("status") not in ("running", "done", "failed") or "recipe_hash" not in record:
+    if record.get("status") not in STATUSES or "recipe_hash" not in record:
         raise RunFolderError(f"{path} lacks its status or recipe hash: {advice}.")
+    if record.get("sha256") != _own_sha256(record):
+        raise RunFolderError(f"{path} was changed after it was written: {advice}.")
     if record["status"] == "done":
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
         if missing:
             raise RunFolderError(f"{folder} lacks {', '.join(missing)}: {advice}.")
+        for name, expected in record["files"].items():
+            if sha256(folder / name) != expected:
+                raise RunFolderError(
+                    f"{folder / name} was changed or damaged after it was written: {advice}."
+                )
     return record
 
 
@@ -129,7 +158,9 @@ def new_record(cfg: DictConfig, plain: dict, *, streams: dict[str, int], environ
 
 
 def failure(error: BaseException) -> dict:
-    """The record's fields of a run that failed; a defect of ours is named by its type."""
+    """The record's fields of a run that failed or was interrupted; a defect of ours is named by its type."""
+    if isinstance(error, Interrupted):
+        return {"status": "interrupted", "reason": f"signal {error.args[0]}", "finished_at": now()}
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return {"status": "failed", "reason": reason, "finished_at": now()}
 
@@ -147,14 +178,18 @@ def finished_record(folder: Path, digest: str) -> dict | None:
     return record if record["status"] == "done" and record["recipe_hash"] == digest else None
 
 
-def set_aside(folder: Path) -> None:
-    """Make room for a run: finished or damaged work is renamed, an unfinished run's is removed."""
+def set_aside(folder: Path, digest: str) -> None:
+    """Make room for a run of the recipe with this hash: finished or damaged work of another is renamed.
+
+    An unfinished run of this recipe stays, to be gone on with; one of another recipe is removed.
+    """
     if not folder.exists():
         return
     try:
         record = read_record(folder)
         if record["status"] != "done":
-            shutil.rmtree(folder)
+            if record["recipe_hash"] != digest:
+                shutil.rmtree(folder)
             return
         name = f"{folder.name}.stale-{record['recipe_hash'][:8]}"
     except RunFolderError:

@@ -1,6 +1,5 @@
 """The grid: its cells, their states, and what `make list` and a second `make reproduce-glue` conclude."""
 
-import json
 import shutil
 
 import pytest
@@ -15,7 +14,7 @@ from condlora.errors import (
     NetworkError,
     NoFinishedRuns,
 )
-from condlora.records import run_folder
+from condlora.records import run_folder, write_record
 
 GRID = ("task=rte,stsb", "adapter=lora,condlora")
 
@@ -67,8 +66,7 @@ def test_failed_and_running_cells_are_told_apart(tiny_cells):
     cell = grid.inspect(cfg)
     assert cell.state == "failed"
     assert "lower protocol.learning_rate" in cell.reason
-    path = run_folder(cfg) / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    write_record(run_folder(cfg), cell.record | {"status": "running"})
     assert grid.inspect(cfg).state == "running"
 
 
@@ -98,10 +96,8 @@ def test_time_left_uses_the_nearest_finished_runs():
 def test_adhoc_runs_of_an_older_recipe_are_stale(tiny_cells, tmp_path):
     for overrides in (["seed=0"], ["seed=1", "protocol.learning_rate=1e-3"]):
         (cfg,) = tiny_cells("task=rte", *overrides)
-        finetune.run(cfg)
-    record = run_folder(cfg) / "record.json"
-    newer = json.loads(record.read_text()) | {"finished_at": "2999-01-01T00:00:00+00:00"}
-    record.write_text(json.dumps(newer))
+        record = finetune.run(cfg)
+    write_record(run_folder(cfg), record | {"finished_at": "2999-01-01T00:00:00+00:00"})
     cells = {c.seed: c.state for c in grid.survey("adhoc", tmp_path / "runs")}
     assert cells == {0: "stale", 1: "done"}
     assert grid.newest_profile(tmp_path / "runs") == "adhoc"

@@ -11,7 +11,7 @@ from condlora import finetune, search
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid import compose_cells
-from condlora.records import recipe, recipe_hash, run_folder, write_record
+from condlora.records import SCHEMA_VERSION, recipe, recipe_hash, run_folder, write_record
 from tests.tasks import ROOT
 
 RATES = (1e-3, 2e-3, 4e-3)
@@ -40,7 +40,8 @@ def stand_in(monkeypatch):
             plain, metric = recipe(cfg), cfg.task.headline
             scores = curve(rate)
             done.append(rate)
-            record = {"recipe_hash": recipe_hash(plain), "schema_version": 1, "status": "failed"}
+            record = {"recipe_hash": recipe_hash(plain), "status": "failed"}
+            record["schema_version"] = SCHEMA_VERSION
             record |= dict.fromkeys(("started_at", "finished_at"), "2026-01-01T00:00:00+00:00")
             write_record(folder, record | {"steps": 4, "test": {metric: test}})
             if isinstance(scores, BaseException):
@@ -170,4 +171,4 @@ def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
     chosen = table[table["chosen"]].set_index(["task", "adapter"])["learning_rate"]
     cells = compose_cells((f"profile={path.parent.name}",))
     rates = {(c.task.name, c.adapter.name): c.protocol.learning_rate for c in cells}
-    assert rates == chosen.to_dict()
+    assert rates == {cell: chosen[cell] for cell in rates}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError, NetworkError, RunFolderError
+from condlora.records import SCHEMA_VERSION, write_record
 from condlora.tuner.card import Facts, model_card, push_to_hub, run_facts
 
 TOKENS = torch.arange(1, 25).reshape(3, 8)
@@ -169,7 +170,7 @@ def write_run(folder, seed, *, accuracy, recipe_hash="a", status="done"):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (run / "adapter" / name).touch()
     record = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "status": status,
         "recipe_hash": recipe_hash,
         "seed": seed,
@@ -177,7 +178,7 @@ def write_run(folder, seed, *, accuracy, recipe_hash="a", status="done"):
         "data": {"source": "synthetic"},
         "test": {"accuracy": accuracy},
     }
-    (run / "record.json").write_text(json.dumps(record))
+    write_record(run, record)
     return run
 
 

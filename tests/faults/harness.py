@@ -1,0 +1,99 @@
+"""Faults on purpose: a run, or several launchers, killed or failed at a chosen instant, and what is left compared.
+
+An instant is the moment before any of: a training step, an evaluation, the making of a scratch folder, an fsync, a
+rename, the removal of a folder. A run passes the same instants in the same order each time, so instant n of a run
+can be chosen, counted and met again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from condlora import finetune
+from condlora.records import read_record
+
+KILLED = 137
+# What differs between two equal runs: when, how long, how fast, how often interrupted.
+VOLATILE = {
+    "started_at", "finished_at", "train_seconds", "train_examples_per_second", "evaluation_seconds",
+    "checkpoint_seconds", "total_seconds", "peak_memory_mib", "merged_speed_over_backbone",
+    "checkpoint_bytes", "resumed_at_steps", "sha256", "files",
+}  # fmt: skip
+
+
+def kill() -> None:
+    """As SIGKILL: no handler, no `finally`, no flushing."""
+    os._exit(KILLED)
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def broken_disk() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+INSTANTS = (
+    (finetune, "take_step"),
+    (finetune, "evaluate"),
+    (tempfile, "mkdtemp"),
+    (os, "fsync"),
+    (os, "replace"),
+    (shutil, "rmtree"),
+)
+WRITES = (tempfile, os)
+
+
+@contextlib.contextmanager
+def fault(act: Callable[[], None] | None, at: int, instants=INSTANTS) -> Iterator[list[str]]:
+    """Within it, `act` happens at the instant numbered `at`, from 1; yields the names of the instants passed."""
+    passed: list[str] = []
+    originals = [(place, name, getattr(place, name)) for place, name in instants]
+
+    def watched(name, original):
+        def call(*args, **kwargs):
+            passed.append(name)
+            if act is not None and len(passed) == at:
+                act()
+            return original(*args, **kwargs)
+
+        return call
+
+    for place, name, original in originals:
+        setattr(place, name, watched(name, original))
+    try:
+        yield passed
+    finally:
+        for place, name, original in originals:
+            setattr(place, name, original)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do `work` in a forked process; its exit status, 1 for an exception."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def left_behind(folder: Path) -> dict:
+    """All that must be the same after a run, however often it was killed: every file, and the record's results."""
+    record = {k: v for k, v in read_record(folder).items() if k not in VOLATILE}
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("record.json", "config.yaml")
+    }
+    return {"record": record, "files": files}
