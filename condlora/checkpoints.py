@@ -28,6 +28,7 @@ from torch import nn
 
 from condlora.errors import Interrupted
 from condlora.files import remove_scratch, sha256, write_atomically
+from condlora.ownership import Claim
 from condlora.progress import say
 
 
@@ -79,9 +80,10 @@ class Checkpoints:
     device. A checkpoint of anything else is not continued.
     """
 
-    def __init__(self, folder: Path, cfg: DictConfig, made_by: dict):
+    def __init__(self, folder: Path, cfg: DictConfig, made_by: dict, claim: Claim):
         self.folder, self.adapter = folder / "checkpoints", folder / "adapter"
         self.made_by = json.loads(json.dumps(made_by))
+        self.claim = claim
         self.minutes, self.steps = cfg.checkpoint_minutes, cfg.checkpoint_steps
         self.started_at = self.written_at = time.monotonic()
 
@@ -95,7 +97,11 @@ class Checkpoints:
         """Write a checkpoint, prove it, and remove those before it.
 
         A disk that is full or fails costs the checkpoint and not the run: the one before it is kept.
+
+        Raises:
+            RunTaken: the run is another process's by now.
         """
+        self.claim.check()
         started, progress = time.perf_counter(), training.progress
         path = self.folder / f"step-{progress.step:08d}"
         progress.loss_sum = float(progress.loss_sum)

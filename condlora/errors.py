@@ -53,6 +53,10 @@ class IncompleteGrid(UserError):
     exit_status = 1
 
 
+class RunTaken(UserError):
+    """Another process is doing this run."""
+
+
 class NoFinishedRuns(UserError):
     """There is nothing to analyse yet."""
 

@@ -41,6 +41,7 @@ from condlora.errors import (
     DivergedError,
     Interrupted,
     RunFolderError,
+    RunTaken,
     UndefinedScore,
     first_line,
 )
@@ -48,6 +49,7 @@ from condlora.evaluation import collator, merged_speed, predict, score, test_sav
 from condlora.files import remove_scratch, write_atomically
 from condlora.glue.batches import training_batches
 from condlora.glue.prepare import Data, prepare
+from condlora.ownership import Claim
 from condlora.progress import RunBar, say
 from condlora.records import (
     failure,
@@ -67,19 +69,29 @@ CHECK_LOSS_EVERY = 10  # steps; reading the loss waits for the device
 def run(cfg: DictConfig) -> dict:
     """Fine-tune one cell and return its record; a cell that is done already is not done again.
 
-    A finished run of another recipe or a damaged one is set aside under another name, never overwritten.
+    A finished run of another recipe or a damaged one is set aside under another name, never overwritten; an
+    unfinished one goes on from its last checkpoint.
 
     Raises:
+        RunTaken: another process is doing it.
         UserError: anything a user can cause; where training had begun, the record says "failed" and why.
     """
     OmegaConf.set_readonly(cfg, True)
+    folder, digest = run_folder(cfg), recipe_hash(recipe(cfg))
+    finished = finished_record(folder, digest)
+    if finished is None:
+        with Claim(folder) as claim:
+            # Again, as another may have finished it just before.
+            return finished_record(folder, digest) or fine_tune(cfg, claim)
+    tidy(folder)
+    return finished
+
+
+def fine_tune(cfg: DictConfig, claim: Claim) -> dict:
+    """Prepare, train, test and record, under a claim; see `run`."""
+    started = time.perf_counter()
     folder, plain = run_folder(cfg), recipe(cfg)
     digest = recipe_hash(plain)
-    finished = finished_record(folder, digest)
-    if finished is not None:
-        tidy(folder)
-        return finished
-    started = time.perf_counter()
     seeds = streams(cfg.seed, cfg.task.name)
     accelerator = make_accelerator(cfg)
     record = new_record(cfg, plain, streams=seeds, environment=described_environment(accelerator))
@@ -101,7 +113,7 @@ def run(cfg: DictConfig) -> dict:
         "parameters": count_parameters(model, backbone),
     }
     same = ("recipe_hash", "streams", "data", "backbone", "environment")
-    checkpoints = Checkpoints(folder, cfg.runtime, {key: record[key] for key in same})
+    checkpoints = Checkpoints(folder, cfg.runtime, {key: record[key] for key in same}, claim)
     write_record(folder, record)
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(folder / "config.yaml", lambda path: path.write_text(resolved))
@@ -113,6 +125,8 @@ def run(cfg: DictConfig) -> dict:
         record["peak_memory_mib"] = memory.mib()
         speed = merged_speed(cfg, data, backbone, accelerator, folder)
         record["merged_speed_over_backbone"] = speed
+    except RunTaken:
+        raise  # the folder is another's now
     except (Exception, Interrupted) as error:
         write_record(folder, record | failure(error))
         raise
@@ -123,6 +137,7 @@ def run(cfg: DictConfig) -> dict:
         "status": "done",
         "finished_at": now(),
     }
+    claim.check()
     record = write_record(folder, record)
     tidy(folder)
     say(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +29,11 @@ from condlora.errors import (
     RunFolderError,
     UserError,
 )
+from condlora.ownership import living_owner
+from condlora.progress import say
 from condlora.records import read_record, recipe, recipe_hash, run_folder
 
+POLL = 1.0  # seconds between two looks at other launchers' runs
 STATES = ("done", "running", "interrupted", "stale", "failed", "damaged", "missing")
 
 
@@ -160,6 +164,34 @@ def inspect(cfg: DictConfig) -> Cell:
     return Cell(
         cfg.profile.name, cfg.task.name, cfg.adapter.name, cfg.seed, folder, state, reason, record
     )
+
+
+def left_by_others(overrides: list[str]) -> Iterator[DictConfig]:
+    """Wait while other launchers do runs of this grid, and yield each that its owner left unfinished by dying."""
+
+    left = [
+        cfg
+        for cfg in compose_cells(tuple(overrides))
+        if living_owner(run_folder(cfg)) or _is_unfinished(cfg)
+    ]
+    if left:
+        say(f"waiting for {len(left)} runs of other launchers")
+    while left:
+        owned = []
+        for cfg in left:
+            if living_owner(run_folder(cfg)):
+                owned.append(cfg)
+            elif _is_unfinished(cfg):
+                yield cfg
+                if living_owner(run_folder(cfg)):  # another was quicker
+                    owned.append(cfg)
+        left = owned
+        time.sleep(POLL if left else 0)
+
+
+def _is_unfinished(cfg: DictConfig) -> bool:
+    """Whether nobody has said how the run ended."""
+    return inspect(cfg).state in ("running", "missing")
 
 
 def require_done(overrides: list[str]) -> None:

@@ -90,26 +90,36 @@ def compose_studies(cfg: DictConfig) -> list[list[DictConfig]]:
 def run_study(trials: list[DictConfig]) -> pd.DataFrame:
     """Do the trials that the study's storage lacks; all of them as a table, in order of the rates."""
     digests = [recipe_hash(recipe(cell)) for cell in trials]
-    study = open_study(trials[0], digests)
+    study, known = open_study(trials[0], digests)
     for cell, digest in zip(trials, digests, strict=True):
         if digest not in {trial.user_attrs["recipe_hash"] for trial in study.trials}:
-            study.add_trial(run_trial(cell, digest))
+            study.add_trial(known.get((digest, cell.seed)) or run_trial(cell, digest))
     return pd.DataFrame([row(trial) for trial in study.trials]).sort_values("learning_rate")
 
 
-def open_study(cell: DictConfig, digests: Iterable[str]) -> optuna.Study:
-    """The study of these recipes and this seed; other rates or another protocol make another study."""
+Known = dict[tuple[str, int], FrozenTrial]
+
+
+def open_study(cell: DictConfig, digests: Iterable[str]) -> tuple[optuna.Study, Known]:
+    """The study of these recipes and this seed, and the trials of all studies by recipe and seed.
+
+    Other rates or another protocol make another study, to which the trials that they share are copied.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = Path(cell.runs).parent
     folder.mkdir(parents=True, exist_ok=True)
     name = recipe_hash({"seed": cell.seed, "trials": list(digests)})
     file = f"{cell.profile.name}-{cell.task.name}-{cell.adapter.name}.db"
-    return optuna.create_study(
-        study_name=name,
-        storage=f"sqlite:///{folder / file}",
-        direction="maximize",
-        load_if_exists=True,
+    storage = f"sqlite:///{folder / file}"
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction="maximize", load_if_exists=True
     )
+    known = {
+        (trial.user_attrs["recipe_hash"], trial.user_attrs["seed"]): trial
+        for other in optuna.get_all_study_names(storage)
+        for trial in optuna.load_study(study_name=other, storage=storage).trials
+    }
+    return study, known
 
 
 def run_trial(cell: DictConfig, digest: str) -> FrozenTrial:

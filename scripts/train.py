@@ -5,21 +5,32 @@ import sys
 from omegaconf import DictConfig
 
 from condlora.cli import command
-from condlora.errors import UserError
-from condlora.grid import preflight, require_done
+from condlora.errors import RunTaken, UserError
+from condlora.grid import left_by_others, preflight, require_done
 
 
-@command("train", before=preflight, after=require_done)
-def main(cfg: DictConfig) -> None:
+def finish(overrides: list[str]) -> None:
+    """Wait for runs that other launchers do, do those whose owner dies, then fail if one is not done."""
+    for cfg in left_by_others(overrides):
+        attempt(cfg)
+    require_done(overrides)
+
+
+def attempt(cfg: DictConfig) -> None:
     from condlora.finetune import run  # after preflight, which must answer within seconds
 
+    name = f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}"
     try:
         run(cfg)
-    except (
-        UserError
-    ) as error:  # the other runs of the grid go on; `require_done` sets the exit status
-        name = f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}"
+    except RunTaken as error:
+        print(f"{name}: left to another launcher, {error}")
+    except UserError as error:  # the other runs go on; `require_done` sets the exit status
         print(f"error: {name}: {error}", file=sys.stderr)
+
+
+@command("train", before=preflight, after=finish)
+def main(cfg: DictConfig) -> None:
+    attempt(cfg)
 
 
 if __name__ == "__main__":

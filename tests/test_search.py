@@ -140,13 +140,23 @@ def test_trials_of_another_search_do_not_count(tmp_path, stand_in):
     done = stand_in(lambda rate: [0.5])
     for words, changed in (
         ((), {}),
-        ((), {"rates": (1e-3, 5e-3)}),
         ((), {"seed": 101}),
         (("protocol.batch_size=8",), {}),
     ):
         done.clear()
         table = search.search(settings(tmp_path, *words, **changed))
-        assert len(done) == len(table) == len(changed.get("rates", RATES))
+        assert len(done) == len(table) == len(RATES)
+
+
+@pytest.mark.parametrize("outcome", [[0.5], DivergedError("too high")])
+def test_more_rates_do_no_trial_again_even_if_it_failed(tmp_path, stand_in, outcome):
+    done = stand_in(lambda rate: outcome if rate < 5e-3 else [0.7])
+    search.search(settings(tmp_path))
+    done.clear()
+    table = search.search(settings(tmp_path, rates=(*RATES, 8e-3)))
+    assert done == [8e-3]
+    assert len(table) == len(RATES) + 1
+    assert table[table["chosen"]]["learning_rate"].tolist() == [8e-3]
 
 
 def test_protocol_that_validates_on_the_test_set_is_refused(tmp_path):
