@@ -51,6 +51,10 @@ test: $(INSTALLED) ## run the tests
 benchmark: $(INSTALLED) ## time the analysis beside the stated measures
 	$(BIN)/python scripts/benchmark.py
 
+.PHONY: soak
+soak: $(INSTALLED) ## kill runs, disks and launchers at random for half an hour; nothing may be lost or differ
+	$(BIN)/python -m tests.faults.soak
+
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from peft import PeftModel
 
 from condlora.backbone import Backbone, load_adapter
+from condlora.errors import DivergedError
 from condlora.files import write_atomically
 from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
@@ -30,7 +31,11 @@ TIMED_EXAMPLES = 32
 def predict(
     cfg: DictConfig, data: Data, split: Encoded, model: PeftModel, accelerator: Accelerator
 ) -> np.ndarray:
-    """Predictions (n,) in the split's order: int64 labels, or float64 scores in the targets' own scale."""
+    """Predictions (n,) in the split's order: int64 labels, or float64 scores in the targets' own scale.
+
+    Raises:
+        DivergedError: an output is NaN or infinite, of which argmax would make a label.
+    """
     model = accelerator.unwrap_model(model).eval()
     batches, order = evaluation_batches(
         split, collator(cfg, data), batch_size=cfg.runtime.evaluation_batch_size
@@ -41,6 +46,10 @@ def predict(
         with accelerator.autocast():
             outputs.append(model(**inputs).logits.float())
     logits = torch.cat(outputs).cpu()
+    if not logits.isfinite().all():
+        raise DivergedError(
+            f"The model's outputs are not finite: lower protocol.learning_rate (now {cfg.protocol.learning_rate:g})."
+        )
     logits = torch.empty_like(logits).index_copy_(0, order, logits)
     if data.task.is_regression:
         return logits.squeeze(-1).double().numpy() * data.target_sd + data.target_mean

@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -43,8 +44,18 @@ REQUIRED_FILES = (
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """Where the run of this config lives: the path is the identity of the cell, all else is in the record."""
-    return Path(cfg.runs) / cfg.profile.name / cfg.task.name / cfg.adapter.name / f"seed-{cfg.seed}"
+    """Where the run of this config lives: the path is the identity of the cell, all else is in the record.
+
+    Raises:
+        ConfigError: a name in it is none for a folder, and might lead out of `runs`.
+    """
+    names = {group: str(cfg[group].name) for group in ("profile", "task", "adapter")}
+    for group, name in names.items():
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(
+                f"{group}.name={name!r} is no folder's name: use letters, digits, _, - and '.'."
+            )
+    return Path(cfg.runs, *names.values(), f"seed-{cfg.seed}")
 
 
 def recipe(cfg: DictConfig) -> dict:
@@ -128,8 +139,8 @@ def read_record(folder: Path) -> dict:
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
         if missing:
             raise RunFolderError(f"{folder} lacks {', '.join(missing)}: {advice}.")
-        for name, expected in record["files"].items():
-            if sha256(folder / name) != expected:
+        for name in REQUIRED_FILES:  # and no path that a record might name
+            if sha256(folder / name) != record["files"].get(name):
                 raise RunFolderError(
                     f"{folder / name} was changed or damaged after it was written: {advice}."
                 )

@@ -170,6 +170,21 @@ def test_unknown_attention_is_refused_in_a_sentence(tiny_cells):
         finetune.run(one(tiny_cells, "task=rte", "runtime.attention=nonsense"))
 
 
+def test_outputs_that_are_not_finite_are_no_predictions(tiny_cells, monkeypatch):
+    def spoilt(training, *rest, original=finetune.take_step):
+        original(training, *rest)
+        for parameter in training.trainable.values():
+            parameter.data.fill_(float("nan"))
+
+    monkeypatch.setattr(finetune, "take_step", spoilt)
+    cfg = one(tiny_cells, "task=rte", "protocol.max_steps=1", "protocol.evaluate_every=1")
+    with pytest.raises(
+        DivergedError, match=r"outputs are not finite: lower protocol.learning_rate"
+    ):
+        finetune.run(cfg)
+    assert read_record(run_folder(cfg))["status"] == "failed"
+
+
 def test_loss_that_is_not_finite_fails_the_run_with_a_record(tiny_cells):
     cfg = one(tiny_cells, "task=rte", "protocol.learning_rate=1e30", "protocol.max_grad_norm=1e30")
     with pytest.raises(DivergedError, match=r"lower protocol.learning_rate \(now 1e\+30\)"):

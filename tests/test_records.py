@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from condlora import finetune, grid
+from condlora.errors import ConfigError
 from condlora.glue.sources import load_text
 from condlora.records import RECIPE_GROUPS, recipe, recipe_hash, run_folder
 from tests.tasks import load_task
@@ -53,6 +54,13 @@ def test_moved_backbone_folder_changes_no_recipe(tiny_cells):
         return recipe_hash(recipe(cfg))
 
     assert digest("/here") == digest("/there")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "a/b", "..", ".hidden", ""])
+def test_names_lead_out_of_no_folder(tiny_cells, name):
+    (cfg,) = tiny_cells("task=rte", f"adapter.name='{name}'")
+    with pytest.raises(ConfigError, match=r"adapter.name=.* is no folder's name"):
+        run_folder(cfg)
 
 
 def test_recipe_holds_everything_else(tiny_cells):

@@ -1,8 +1,8 @@
 """Faults on purpose: a run, or several launchers, killed or failed at a chosen instant, and what is left compared.
 
-An instant is the moment before any of: a training step, an evaluation, the making of a scratch folder, an fsync, a
-rename, the removal of a folder. A run passes the same instants in the same order each time, so instant n of a run
-can be chosen, counted and met again.
+An instant is the moment before any of: a training step, an evaluation, the making of a scratch folder, the writing of
+a text, an fsync, a rename, the removal of a folder. A run passes the same instants in the same order each time, so
+instant n of a run can be chosen, counted and met again.
 """
 
 from __future__ import annotations
@@ -40,15 +40,8 @@ def broken_disk() -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-INSTANTS = (
-    (finetune, "take_step"),
-    (finetune, "evaluate"),
-    (tempfile, "mkdtemp"),
-    (os, "fsync"),
-    (os, "replace"),
-    (shutil, "rmtree"),
-)
-WRITES = (tempfile, os)
+WRITES = ((tempfile, "mkdtemp"), (Path, "write_text"), (os, "fsync"), (os, "replace"))
+INSTANTS = (*WRITES, (shutil, "rmtree"), (finetune, "take_step"), (finetune, "evaluate"))
 
 
 @contextlib.contextmanager
