@@ -51,6 +51,7 @@ class Progress:
     loss_steps: int = 0
     train_seconds: float = 0.0
     train_examples: int = 0
+    parts_per_batch: int = 1  # more where a batch did not fit into the device's memory
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     checkpoint_bytes: int = 0

@@ -375,23 +375,50 @@ def prepare_training(
 def take_step(
     training: Training, batch: dict, data: Data, accelerator: Accelerator, protocol: DictConfig
 ) -> None:
-    """One step of the optimizer on one batch."""
+    """One step of the optimizer on one batch.
+
+    A batch that does not fit into the device's memory is split in halves whose gradients are added up, to the same
+    effective batch; the run goes on with the parts that fit.
+
+    Raises:
+        DeviceError: not even one example fits.
+    """
     training.model.train()
-    labels = batch.pop("labels")
+    labels, progress = batch["labels"], training.progress
     if data.task.is_regression:
-        labels = (labels - data.target_mean) / data.target_sd
-    loss = training.model(**batch, labels=labels).loss
-    accelerator.backward(loss)
+        batch["labels"] = (labels - data.target_mean) / data.target_sd
+    while True:
+        try:
+            loss = add_gradients(training, batch, accelerator)
+            break
+        except torch.OutOfMemoryError as error:
+            if progress.parts_per_batch >= len(labels):
+                raise DeviceError(
+                    "One example does not fit into the device's memory: lower protocol.max_length."
+                ) from error
+        training.optimizer.zero_grad()
+        progress.parts_per_batch *= 2
+        say(f"out of memory: batches are split into {progress.parts_per_batch} parts from now on")
     accelerator.clip_grad_norm_(training.trainable.values(), protocol.max_grad_norm)
     training.optimizer.step()
     training.schedule.step()
     training.optimizer.zero_grad()
-    progress = training.progress
     progress.step += 1
     progress.train_examples += len(labels)
     # Not read here, which would wait for the device; float32 as a checkpoint holds it.
-    progress.loss_sum = progress.loss_sum + loss.detach().float()
+    progress.loss_sum = progress.loss_sum + loss
     progress.loss_steps += 1
+
+
+def add_gradients(training: Training, batch: dict, accelerator: Accelerator) -> torch.Tensor:
+    """Add the gradients of the batch's mean loss, part by part; returns the loss, detached, float32."""
+    size, loss = len(batch["labels"]), torch.zeros((), device=accelerator.device)
+    for rows in torch.arange(size).chunk(training.progress.parts_per_batch):
+        part = {name: values[rows[0] : rows[-1] + 1] for name, values in batch.items()}
+        share = training.model(**part).loss * (len(rows) / size)
+        accelerator.backward(share)
+        loss += share.detach()
+    return loss
 
 
 def finite_loss(progress: Progress, protocol: DictConfig) -> float:
@@ -492,6 +519,7 @@ def summary(progress: Progress) -> dict:
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.train_examples / progress.train_seconds,
         "evaluation_seconds": progress.evaluation_seconds,
+        "parts_per_batch": progress.parts_per_batch,
         "checkpoint_seconds": progress.checkpoint_seconds,
         "checkpoint_bytes": progress.checkpoint_bytes,
         "resumed_at_steps": progress.resumed_at_steps,

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import PeftModelForSequenceClassification as Classifier
 from safetensors.torch import load_file
 
 from condlora import finetune
 from condlora.backbone import load_backbone, load_factors
-from condlora.errors import ConfigError, DivergedError, RunFolderError, UndefinedScore
+from condlora.errors import ConfigError, DeviceError, DivergedError, RunFolderError, UndefinedScore
 from condlora.glue.prepare import prepare
 from condlora.records import read_record, run_folder
 
@@ -168,6 +169,44 @@ def test_attention_changes_a_run_by_rounding_alone(tiny_cells, tmp_path):
 def test_unknown_attention_is_refused_in_a_sentence(tiny_cells):
     with pytest.raises(ConfigError, match=r"has no runtime.attention=nonsense .*: use auto\."):
         finetune.run(one(tiny_cells, "task=rte", "runtime.attention=nonsense"))
+
+
+def test_batch_that_does_not_fit_is_split_to_the_same_effective_batch(tiny_cells, tmp_path):
+    def run(name, fitting):
+        cfg = one(
+            tiny_cells,
+            "task=stsb",
+            "protocol.precision=no",
+            "+backbone.architecture.attention_probs_dropout_prob=0.0",
+            "+backbone.architecture.hidden_dropout_prob=0.0",
+            f"runs={tmp_path}/{name}",
+        )
+
+        def forward(self, labels=None, original=Classifier.forward, **inputs):
+            if self.training and len(labels) > fitting:
+                raise torch.OutOfMemoryError
+            return original(self, labels=labels, **inputs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classifier, "forward", forward)
+            return finetune.run(cfg), adapter_of(cfg)
+
+    (whole, expected), (split, found) = run("whole", 32), run("split", 10)
+    assert (whole["parts_per_batch"], split["parts_per_batch"]) == (1, 4)
+    assert whole["effective_batch"] == split["effective_batch"] == 32
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_example_that_does_not_fit_is_said_in_a_sentence(tiny_cells, monkeypatch):
+    def forward(self, **inputs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    with pytest.raises(
+        DeviceError, match=r"One example does not fit .*: lower protocol.max_length"
+    ):
+        finetune.run(one(tiny_cells, "task=rte"))
 
 
 def test_outputs_that_are_not_finite_are_no_predictions(tiny_cells, monkeypatch):
