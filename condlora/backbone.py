@@ -79,6 +79,12 @@ def _load(settings: str, num_labels: int) -> Backbone:
         place, revision = _place(cfg)
         model, missing = _pretrained_model(place, revision, labels, cfg)
         tokenizer = _tokenizer(place, revision)
+    if len(tokenizer) < model.config.vocab_size / 2:
+        # transformers makes an empty one of its own where the files lack, to which every word is unknown.
+        raise BackboneError(
+            f"No tokenizer could be loaded for {cfg.name}: what is there knows {len(tokenizer)} of the model's "
+            f"{model.config.vocab_size} tokens."
+        )
     head = tuple(dict.fromkeys(key.split(".")[0] for key in missing))
     model.name_or_path = model.config._name_or_path = str(cfg.get("model", cfg.name))
     for parameter in model.parameters():

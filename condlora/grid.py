@@ -32,6 +32,7 @@ from condlora.errors import (
 from condlora.ownership import living_owner
 from condlora.progress import say
 from condlora.records import read_record, recipe, recipe_hash, run_folder
+from condlora.settings import check_settings
 
 POLL = 1.0  # seconds between two looks at other launchers' runs
 STATES = ("done", "running", "interrupted", "stale", "failed", "damaged", "missing")
@@ -88,10 +89,11 @@ def compose_cells(overrides: tuple[str, ...]) -> tuple[DictConfig, ...]:
 
 
 def preflight(overrides: list[str]) -> None:
-    """Refuse within seconds what cannot run: a missing GPU, hub or data folder, an unfinished recipe.
+    """Refuse within seconds what cannot run: a missing GPU, hub or data folder, an unfinished recipe, a wrong value.
 
     Raises:
-        DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: see `recipe`.
+        DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: see `recipe` and
+            `condlora.settings`.
         DataError: see `condlora.glue.sources.data_folder`.
     """
     common = compose_common(tuple(overrides))
@@ -113,6 +115,7 @@ def preflight(overrides: list[str]) -> None:
         data_folder(common.data)
     for cfg in compose_cells(tuple(overrides)):
         recipe(cfg)
+        check_settings(cfg)
 
 
 def _has_cuda() -> bool:

@@ -1,0 +1,83 @@
+"""What values the settings of a run may have, checked before anything is loaded.
+
+Names that are not there are Hydra's to refuse; here are values that a library would refuse hours later, in its own
+words, or never. What depends on the data, the backbone or the machine is checked where these are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+
+from condlora.errors import ConfigError
+
+Rule = tuple[str, Callable[[object], bool]]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(least: int) -> Rule:
+    return (
+        f"a whole number from {least} on",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
+    )
+
+
+def above(least: float) -> Rule:
+    return f"a number above {least:g}", lambda v: _is_number(v) and v > least
+
+
+def between(least: float, most: float) -> Rule:
+    return f"a number from {least:g} to {most:g}", lambda v: _is_number(v) and least <= v <= most
+
+
+def one_of(*names: str) -> Rule:
+    return f"one of {', '.join(names)}", lambda v: v in names
+
+
+def or_null(rule: Rule) -> Rule:
+    says, holds = rule
+    return f"{says}, or null", lambda v: v is None or holds(v)
+
+
+RULES: dict[str, Rule] = {
+    "seed": whole(0),
+    "protocol.adapter.r": whole(1),
+    "protocol.adapter.lora_dropout": between(0, 1),
+    "protocol.learning_rate": between(0, 1e30),
+    "protocol.epochs": or_null(whole(1)),
+    "protocol.max_steps": or_null(whole(1)),
+    "protocol.batch_size": whole(1),
+    "protocol.max_length": whole(4),
+    "protocol.weight_decay": between(0, 1e30),
+    "protocol.warmup_ratio": between(0, 1),
+    "protocol.max_grad_norm": above(0),
+    "protocol.precision": one_of("auto", "no", "bf16", "fp16"),
+    "protocol.regression_targets": one_of("raw", "standardised"),
+    "protocol.evaluate_every": or_null(whole(1)),
+    "protocol.select": one_of("best", "last"),
+    "protocol.early_stopping_patience": or_null(whole(1)),
+    "runtime.device": one_of("auto", "cpu", "cuda"),
+    "runtime.threads": or_null(whole(1)),
+    "runtime.padding": one_of("longest", "max_length"),
+    "runtime.evaluation_batch_size": whole(1),
+    "runtime.checkpoint_minutes": or_null(above(0)),
+    "runtime.checkpoint_steps": or_null(whole(1)),
+    "runtime.progress": one_of("auto", "bars", "plain"),
+}
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raise a ConfigError for the first setting of a run that has no meaning."""
+    for name, (says, holds) in RULES.items():
+        value = OmegaConf.select(cfg, name)
+        if not holds(value):
+            raise ConfigError(f"{name}={value!r} has no meaning: it must be {says}.")
+    if cfg.protocol.max_steps is None and cfg.protocol.epochs is None:
+        raise ConfigError(
+            "protocol.epochs and protocol.max_steps are both null: set one, or training has no end."
+        )

@@ -1,0 +1,286 @@
+"""Wrong inputs, each with its one sentence and exit status, and with nothing changed on the disk.
+
+A case is a way to make something wrong (overrides; what is done to the user's files) and a part of the sentence that
+must come. It goes the way of scripts/train.py: preflight, then the run.
+"""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from condlora import cli, finetune, grid
+from condlora.backbone import load_backbone
+from condlora.grid import compose_cells
+from condlora.records import SCHEMA_VERSION, write_record
+
+SOUND = (
+    "task=rte", "adapter=lora", "backbone=folder", "data=directory", "protocol=embedded",
+    "protocol.max_steps=2", "protocol.evaluate_every=1", "runtime.threads=1", "runtime.progress=plain",
+)  # fmt: skip
+
+SETTINGS = [
+    ("task=wnli", "There is no task 'wnli': choose one of cola"),
+    ("adapter=loraa", "There is no adapter 'loraa'"),
+    ("backbone=bert-huge", "There is no backbone 'bert-huge'"),
+    ("protocol=mine", "There is no protocol 'mine'"),
+    ("data=web", "There is no data 'web'"),
+    ("profile=nothing", "There is no profile 'nothing'"),
+    ("runtime=fast", "There is no runtime 'fast'"),
+    ("protocol.lr=1", "Unknown setting"),
+    ("sead=1", "Unknown setting"),
+    ("seed=-1", "seed=-1 has no meaning: it must be a whole number from 0 on"),
+    ("seed=zero", "seed='zero' has no meaning"),
+    ("protocol.batch_size=0", "protocol.batch_size=0 has no meaning"),
+    ("protocol.batch_size=1.5", "protocol.batch_size=1.5 has no meaning"),
+    ("protocol.batch_size=many", "protocol.batch_size='many' has no meaning"),
+    ("protocol.learning_rate=-1", "protocol.learning_rate=-1 has no meaning"),
+    ("protocol.learning_rate=nan", "protocol.learning_rate=nan has no meaning"),
+    ("protocol.learning_rate=fast", "protocol.learning_rate='fast' has no meaning"),
+    ("protocol.max_steps=0", "protocol.max_steps=0 has no meaning"),
+    ("protocol.max_steps=null", "protocol.epochs and protocol.max_steps are both null"),
+    ("protocol.weight_decay=-0.1", "protocol.weight_decay=-0.1 has no meaning"),
+    ("protocol.warmup_ratio=1.5", "protocol.warmup_ratio=1.5 has no meaning: it must be a number from 0 to 1"),
+    ("protocol.max_grad_norm=0", "protocol.max_grad_norm=0 has no meaning: it must be a number above 0"),
+    ("protocol.evaluate_every=0", "protocol.evaluate_every=0 has no meaning"),
+    ("protocol.early_stopping_patience=0", "protocol.early_stopping_patience=0 has no meaning"),
+    ("protocol.select=first", "protocol.select='first' has no meaning: it must be one of best, last"),
+    ("protocol.precision=fp8", "protocol.precision='fp8' has no meaning"),
+    ("protocol.regression_targets=log", "protocol.regression_targets='log' has no meaning"),
+    ("protocol.validation=half", "Unknown protocol.validation 'half'"),
+    ("+protocol.validation_limit=0", "protocol.validation_limit is 0"),
+    ("protocol.max_length=0", "protocol.max_length=0 has no meaning"),
+    ("protocol.max_length=5000", "protocol.max_length is 5000, and mine reads at most 128"),
+    ("runtime.device=tpu", "runtime.device='tpu' has no meaning"),
+    ("runtime.device=cuda", "no CUDA GPU is to be seen here"),
+    ("runtime.threads=0", "runtime.threads=0 has no meaning"),
+    ("runtime.padding=left", "runtime.padding='left' has no meaning"),
+    ("runtime.attention=nonsense", "has no runtime.attention=nonsense"),
+    ("runtime.evaluation_batch_size=0", "runtime.evaluation_batch_size=0 has no meaning"),
+    ("runtime.checkpoint_minutes=-1", "runtime.checkpoint_minutes=-1 has no meaning"),
+    ("runtime.trackers=[nothing]", "runtime.trackers=['nothing'] is not usable"),
+    ("profile.name=../up", "is no folder's name"),
+    ("protocol.adapter.r=0", "protocol.adapter.r=0 has no meaning"),
+    ("adapter.config.r=-4", "does not fit the backbone"),
+    ("adapter.config.target_modules=[elsewhere]", "does not fit the backbone"),
+    ("adapter.config.colour=red", "Unknown setting"),
+    ("+adapter.config.colour=red", "adapter=lora is not accepted"),
+]  # fmt: skip
+CONDLORA = [
+    ("adapter.config.form=other", "form"),
+    ("adapter.config.r=99", "Rank 99 is above the smaller side"),
+    ("adapter.config.target_modules=[elsewhere]", "does not fit the backbone"),
+    ("adapter.config.target_modules=[intermediate.dense]", "square"),
+    ("adapter.config.lora_dropout=2", "dropout"),
+]
+
+
+def no_folder(user):
+    shutil.rmtree(user / "glue")
+
+
+def no_file(user):
+    (user / "glue/RTE/dev.tsv").unlink()
+
+
+def edited(line, text):
+    def edit(user):
+        path = user / "glue/RTE/train.tsv"
+        lines = path.read_bytes().split(b"\n")
+        lines[line] = text
+        path.write_bytes(b"\n".join(lines))
+
+    return edit
+
+
+def content(text):
+    return lambda user: (user / "glue/RTE/train.tsv").write_bytes(text)
+
+
+def one_class(user):
+    path = user / "glue/RTE/train.tsv"
+    path.write_text(path.read_text().replace("\tnot_entailment", "\tentailment"))
+
+
+HEADER = b"index\tsentence1\tsentence2\tlabel"
+DATA = {
+    "no folder": (no_folder, "The data folder .* does not exist"),
+    "no file": (no_file, "dev.tsv is missing"),
+    "empty file": (content(b""), "line 1: there is no column 'sentence1'"),
+    "header alone": (content(HEADER + b"\n"), "The split 'train' of rte is empty"),
+    "column missing": (edited(0, b"index\tsentence1\tlabel"), "there is no column 'sentence2'"),
+    "columns of another task": (edited(0, b"id\tquestion\tsentence\tlabel"), "is it a file of RTE"),
+    "cells missing": (edited(5, b"5\tonly one"), "line 6 has 2 of 4 columns"),
+    "empty line": (edited(5, b""), "line 6 has 1 of 4 columns"),
+    "wrong label": (edited(5, b"5\ta\tb\tperhaps"), "line 6: 'perhaps' is no label of RTE"),
+    "empty label": (edited(5, b"5\ta\tb\t"), "line 6: '' is no label"),
+    "label out of range": (edited(5, b"5\ta\tb\t2"), "line 6: '2' is no label"),
+    "hidden label": (edited(5, b"5\ta\tb\t-1"), "line 6: '-1' is no label"),
+    "not UTF-8": (edited(5, b"5\t\xff\xfe\tb\tentailment"), "line 6 is not UTF-8"),
+    "zeros in the middle": (content(b"\x00" * 100), "there is no column"),
+    "a zip file": (content(b"PK\x03\x04\x14\x00\x08\xd0\x91\x8f"), "is not UTF-8"),
+    "commas for tabs": (content(b"index,sentence1,sentence2,label\n0,a,b,entailment"), "there is no column"),
+    "one class": (one_class, "label"),
+}  # fmt: skip
+
+
+def unlink(name):
+    return lambda user: (user / "base" / name).unlink()
+
+
+def no_tokenizer(user):
+    for path in [*(user / "base").glob("tokenizer*"), *(user / "base").glob("vocab*")]:
+        path.unlink()
+
+
+def truncate(name):
+    def cut(user):
+        path = user / "base" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return cut
+
+
+def config(**changes):
+    def change(user):
+        path = user / "base/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def pickled(user):
+    path = user / "base/model.safetensors"
+    torch.save(load_file(path), user / "base/pytorch_model.bin")
+    path.unlink()
+
+
+def weight(change):
+    def edit(user):
+        path = user / "base/model.safetensors"
+        tensors = load_file(path)
+        name = "bert.encoder.layer.0.attention.self.query.weight"
+        tensors[name] = change(tensors[name])
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return edit
+
+
+BACKBONE = {
+    "no weights": (unlink("model.safetensors"), "No sequence classifier could be loaded"),
+    "no config": (unlink("config.json"), "holds no config.json"),
+    "no tokenizer": (no_tokenizer, "No tokenizer could be loaded"),
+    "truncated weights": (truncate("model.safetensors"), "weights in .* cannot be read"),
+    "truncated config": (truncate("config.json"), "could be loaded"),
+    "truncated tokenizer": (truncate("tokenizer.json"), "tokenizer"),
+    "pickled weights": (pickled, "needs config.json and model.safetensors"),
+    "another width": (config(hidden_size=32), "could be loaded|cannot be read"),
+    "unknown architecture": (config(model_type="martian"), "could be loaded"),
+    "a weight of another shape": (
+        weight(lambda w: w[:4].clone()),
+        "could be loaded|cannot be read",
+    ),
+    "NaN in a weight": (weight(lambda w: w * float("nan")), "is nan at step|not finite"),
+}
+
+CASES = [
+    *(pytest.param((o,), None, m, id=o) for o, m in SETTINGS),
+    *(pytest.param(("adapter=condlora", o), None, m, id=f"condlora {o}") for o, m in CONDLORA),
+    *(pytest.param((), change, m, id=f"data: {name}") for name, (change, m) in DATA.items()),
+    *(pytest.param((), change, m, id=f"backbone: {name}") for name, (change, m) in BACKBONE.items()),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A user's folder with text, a backbone and a finished run, all as they should be."""
+    user = tmp_path_factory.mktemp("user")
+    write_glue(user / "glue/RTE")
+    (cfg,) = compose_cells(("task=rte", "backbone=tiny", "data=synthetic"))
+    tiny = load_backbone(cfg.backbone, num_labels=2)
+    tiny.model.save_pretrained(user / "base")
+    tiny.tokenizer.save_pretrained(user / "base")
+    finished = user / "runs/adhoc/rte/lora/seed-0"
+    (finished / "adapter").mkdir(parents=True)
+    record = {"schema_version": SCHEMA_VERSION, "status": "done", "recipe_hash": "another"}
+    for name in (
+        "config.yaml",
+        "curve.csv",
+        "predictions_validation.parquet",
+        "predictions_test.parquet",
+    ):
+        (finished / name).write_text(name)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (finished / "adapter" / name).write_text(name)
+    write_record(finished, record)
+    return user
+
+
+def write_glue(folder):
+    folder.mkdir(parents=True)
+    rows = [
+        f"{i}\tThe {i} cats sat.\tA cat sat {i} times.\t{('entailment', 'not_entailment')[i % 2]}"
+        for i in range(40)
+    ]
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text("\n".join([HEADER.decode(), *rows, ""]))
+
+
+def attempt(user, *overrides):
+    """What scripts/train.py does with these words; the sentence and the exit status of what went wrong."""
+    places = (
+        f"backbone.path={user}/base",
+        "backbone.name=mine",
+        f"data.root={user}/glue",
+        f"runs={user}/runs",
+    )
+    chosen = {o.split("=")[0] for o in overrides}
+    words = [o for o in SOUND if o.split("=")[0] not in chosen]
+    try:
+        grid.preflight([*words, *places, *overrides])
+        (cfg,) = compose_cells((*words, *places, *overrides))
+        return finetune.run(cfg), 0
+    except Exception as error:
+        message = cli.explain(error)
+        assert message is not None, f"{type(error).__name__} would be a stack trace: {error}"
+        return message, getattr(error, "exit_status", cli.UserError.exit_status)
+
+
+def on_disk(folder):
+    return {
+        str(p): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and ".claims" not in p.parts
+    }
+
+
+def test_the_sound_input_runs(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "user")
+    assert attempt(tmp_path / "user")[1] == 0
+
+
+@pytest.mark.parametrize(("overrides", "change", "message"), CASES)
+def test_wrong_input_is_one_sentence_and_changes_nothing(
+    sound, tmp_path, request, overrides, change, message
+):
+    user = tmp_path / "user"
+    shutil.copytree(sound, user)
+    if change is not None:
+        change(user)
+    before = on_disk(user / "runs")
+    said, status = attempt(user, *overrides)
+    assert status == 2
+    assert re.search(message if change else re.escape(message), said), said
+    assert "\n" not in said.strip() and len(said) < 500
+    kept = on_disk(user / "runs")
+    assert set(before.values()) <= set(kept.values())  # set aside under another name is not lost
+    assert (
+        before.items() <= kept.items() or "backbone: NaN" in request.node.name
+    )  # found in training alone
+
+
+def test_there_are_enough_of_them():
+    assert len(CASES) >= 60
