@@ -48,14 +48,26 @@ def costs(cells: list[Cell]) -> pd.DataFrame:
                 "total_seconds": record["total_seconds"],
                 "peak_memory_mib": record["peak_memory_mib"],
                 "device": record["environment"]["device"],
+                "conditions": conditions(record["environment"]),
             }
         )
     return pd.DataFrame(rows)
 
 
+def conditions(environment: dict) -> str:
+    """What a speed depends on besides the method; records of earlier versions lack the attention."""
+    keys = ("device", "threads", "precision", "attention")
+    return ", ".join(f"{key} {environment.get(key)}" for key in keys)
+
+
 def ratios(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """`column` of each other method over LoRA's, for each task and seed that both finished."""
     return against_reference(runs, column, "div", "ratio")
+
+
+def speed_ratios(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """As `ratios`, of the pairs alone whose two runs were timed under the same conditions."""
+    return pd.concat([ratios(alike, column) for _, alike in runs.groupby("conditions")])
 
 
 def overall_speed(runs: pd.DataFrame) -> dict[str, float]:
@@ -75,7 +87,7 @@ def overall_speed(runs: pd.DataFrame) -> dict[str, float]:
 def table4(runs: pd.DataFrame) -> typeset.Table:
     """One row a method over all its runs, then the paper's rows."""
     paper = published("table4")
-    speed = ratios(runs, "train_examples_per_second")
+    speed = speed_ratios(runs, "train_examples_per_second")
     smaller = ratios(runs, "adapter_parameters")
     overall = overall_speed(runs)
     rows = []
@@ -134,8 +146,9 @@ def table4(runs: pd.DataFrame) -> typeset.Table:
         notes=[
             "Adapter parameters: trainable, the classification head not counted, as in the paper; "
             "with head: a range where tasks have heads of different sizes. Ratio of speeds: mean ± "
-            "sd over pairs of runs (n). Merged: in inference, over the backbone without an adapter timed by turns on "
-            "the same batch, mean ± sd over runs. Memory: the largest of any run; seconds: summed over the runs.",
+            "sd over pairs of runs (n) with the same device, threads, precision and attention. Merged: "
+            "in inference, over the backbone without an adapter timed by turns on the same batch, mean "
+            "± sd over runs. Memory: the largest of any run; seconds: summed over the runs.",
             "Train examples/s: all examples over all training seconds of the tasks and seeds that "
             "every method finished; it depends on the tasks' sentence lengths, so see also "
             "table4_by_task. The paper does not state its task. Paper: RoBERTa-base on "
@@ -146,7 +159,7 @@ def table4(runs: pd.DataFrame) -> typeset.Table:
 
 def table_by_task(runs: pd.DataFrame) -> typeset.Table:
     """Speed, memory and seconds task by task."""
-    speed = ratios(runs, "train_examples_per_second")
+    speed = speed_ratios(runs, "train_examples_per_second")
     rows = []
     for task in sorted(set(runs.task), key=task_order):
         for adapter in sorted(set(runs.adapter[runs.task == task]), key=adapter_order):

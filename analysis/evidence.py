@@ -242,7 +242,7 @@ def parameters_one_over_layers(findings: Findings, numbers: Numbers) -> Evidence
 
 
 def speed_not_lower(findings: Findings, numbers: Numbers) -> Evidence:
-    ratios = efficiency.ratios(findings.costs, "train_examples_per_second")
+    ratios = efficiency.speed_ratios(findings.costs, "train_examples_per_second")
     found = ratios.ratio[ratios.adapter == "condlora"].to_numpy(dtype=np.float64)
     paper = published("table4")["train_examples_per_second"]
     note = f"Paper: {number(paper['condlora'] / paper[REFERENCE], 3)}"
@@ -250,7 +250,7 @@ def speed_not_lower(findings: Findings, numbers: Numbers) -> Evidence:
 
 
 def merged_speed_equal(findings: Findings, numbers: Numbers) -> Evidence:
-    ratios = efficiency.ratios(findings.costs, "merged_speed_over_backbone")
+    ratios = efficiency.speed_ratios(findings.costs, "merged_speed_over_backbone")
     found = ratios.ratio[ratios.adapter == "condlora"].dropna().to_numpy(dtype=np.float64)
     return [not_lower("", found, numbers)], ""
 

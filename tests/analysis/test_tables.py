@@ -215,6 +215,11 @@ def test_speed_is_paired_and_parameters_are_counted(cell, spoil):
     assert row(efficiency.table4(runs), "LoRA")["merged, speed over the backbone's"] == "–"
     assert row(efficiency.table4(runs), "LoRA")["adapter parameters"] == "3,072"
     assert row(efficiency.table4(runs), "Paper: CondLoRA")["ratio to LoRA"] == "0.0833"
+    elsewhere = runs.conditions.mask(
+        (runs.task == "rte") & (runs.adapter == "lora"), "another machine"
+    )
+    found = efficiency.speed_ratios(runs.assign(conditions=elsewhere), "train_examples_per_second")
+    assert found.ratio.tolist() == pytest.approx([0.9])  # rte's two are not comparable
     by_task = {tuple(r[:2]): r[3] for r in efficiency.table_by_task(runs).rows}
     assert by_task["MNLI", "LoRA"] == "–"
     assert by_task["RTE", "CondLoRA"] == "1.100 ± – (1)"
