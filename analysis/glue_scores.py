@@ -163,10 +163,11 @@ def draw_differences(
     for n, adapter in enumerate(adapters):
         chosen = gaps[(gaps.adapter == adapter) & gaps.task.isin(tasks)]
         style = METHOD_STYLE.get(adapter, {"label": adapter})
-        height = [tasks.index(task) + 0.15 * n for task in chosen.task]
+        # Seeds below each other, so that equal differences do not hide each other.
+        height = chosen.task.map(tasks.index) + 0.15 * n + 0.07 * chosen.groupby("task").cumcount()
         ax.scatter(chosen.points, height, s=22, linewidths=0, alpha=0.8, **style)
     ax.set_yticks(range(len(tasks)), [TASKS.get(task, "Avg.") for task in tasks])
-    ax.invert_yaxis()
+    ax.set_ylim(len(tasks) - 0.3, -0.4)
     ax.set_xlabel("score less LoRA's of the same seed, points")
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return save(fig, folder / "table2_differences", gaps)[0]
