@@ -42,6 +42,12 @@ def undisturbed(run_at):
     return left_behind(run_folder(cfg)), passed
 
 
+def test_checkpoints_change_nothing(run_at, undisturbed):
+    cfg = run_at("without", "runtime.checkpoint_steps=null", "runtime.checkpoint_minutes=null")
+    finetune.run(cfg)
+    assert left_behind(run_folder(cfg))["files"] == undisturbed[0]["files"]
+
+
 def places(passed, name):
     return [n for n, instant in enumerate(passed, start=1) if instant == name]
 
