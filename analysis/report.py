@@ -79,7 +79,7 @@ def build(study: Study, margin_points: float | None = None) -> Path:
         "parts": all_claims[1],
         "confidence": f"{100 * numbers.confidence:g}",
         "counts": {v: sum(claim.verdict == v for claim in found) for v in VERDICTS},
-        "limits": limits(study.done, numbers.alpha),
+        "limits": [*study.left_out, *limits(study.done, numbers.alpha)],
         "sections": sections,
         "paper": published("table2"),
     }

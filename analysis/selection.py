@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from condlora.errors import NoFinishedRuns, UserError
-from condlora.grid import Cell, newest_profile, survey
+from condlora.grid import Cell, compose_common, newest_profile, survey
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
 # The tasks as the paper names them, in its order.
@@ -72,12 +72,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class Study:
-    """One profile's grid and where its results go."""
+    """One profile's grid and where its results go. left_out: what the profile says that it lacks."""
 
     profile: str
     cells: list[Cell]
     folder: Path
     settings: Settings
+    left_out: tuple[str, ...] = ()
 
     @property
     def done(self) -> list[Cell]:
@@ -97,7 +98,8 @@ def open_study(cfg: DictConfig) -> Study:
             f"Profile '{profile}' has no finished run in {runs}: run the profile first."
         )
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
-    return Study(profile, cells, Path(cfg.results) / profile, settings)
+    left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
+    return Study(profile, cells, Path(cfg.results) / profile, settings, tuple(left_out))
 
 
 def finished(cells: Iterable[Cell]) -> list[Cell]:

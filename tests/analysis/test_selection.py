@@ -19,12 +19,14 @@ def config(tmp_path):
 
 
 def test_newest_profile_is_the_default(config, monkeypatch, grid):
-    monkeypatch.setattr(selection, "newest_profile", lambda runs: "newest")
+    monkeypatch.setattr(selection, "newest_profile", lambda runs: "minilm_glue")
     monkeypatch.setattr(selection, "survey", lambda profile, runs: grid)
     study = selection.open_study(config)
-    assert study.profile == "newest" and study.folder == Path(config.results) / "newest"
+    assert study.profile == "minilm_glue" and study.folder == Path(config.results) / "minilm_glue"
+    assert any(line.startswith("CoLA has no runs here") for line in study.left_out)
     config.profile = "embedded"
-    assert selection.open_study(config).profile == "embedded"
+    study = selection.open_study(config)
+    assert study.profile == "embedded" and study.left_out == ()
 
 
 def test_a_profile_without_a_finished_run_is_an_error_with_a_next_step(
