@@ -132,6 +132,23 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run_at, undistur
     assert read_record(run_folder(cfg))["resumed_at_steps"] == [4]
 
 
+def test_the_previous_checkpoint_stays_until_the_next_is_proved(run_at, capsys):
+    cfg = run_at("unproved")
+
+    def read(self, path, original=checkpoints.Checkpoints._read):
+        if path.name == "step-00000004":
+            raise ValueError("it reads back otherwise")
+        return original(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "_read", read)
+        with pytest.raises(Stop), fault(stop, 6, [(finetune, "take_step")]):
+            finetune.run(cfg)
+    assert "no checkpoint at step 4 (it reads back otherwise)" in capsys.readouterr().out
+    names = sorted(path.name for path in (run_folder(cfg) / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"]
+
+
 @pytest.mark.parametrize(
     "name", ["tensors.safetensors", "state.json", "adapter/adapter_config.json"]
 )
