@@ -105,6 +105,8 @@ def test_a_process_that_stood_still_and_lost_its_run_writes_nothing_more(tiny_ce
         finetune.run(cfg)
     assert read_record(run_folder(cfg))["status"] == "running"
     assert claim_file(run_folder(cfg)).exists()
+    names = [path.name for path in (run_folder(cfg) / "checkpoints").iterdir()]
+    assert names == ["step-00000002"]
 
 
 def test_run_of_another_is_not_done_again(tiny_cells, monkeypatch):

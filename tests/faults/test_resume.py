@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -130,6 +131,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run_at, undistur
     assert "step-00000005 is damaged" in capsys.readouterr().out
     assert left_behind(run_folder(cfg)) == undisturbed[0]
     assert read_record(run_folder(cfg))["resumed_at_steps"] == [4]
+
+
+def test_an_adapter_lost_between_two_renames_comes_back_from_the_checkpoint(run_at, undisturbed):
+    cfg = run_at("renames")
+    with pytest.raises(Stop), fault(stop, 6, [(finetune, "take_step")]):
+        finetune.run(cfg)
+    shutil.rmtree(run_folder(cfg) / "adapter")
+    finetune.run(cfg)
+    assert left_behind(run_folder(cfg)) == undisturbed[0]
+    assert undisturbed[0]["record"]["best"]["step"] == 3
 
 
 def test_the_previous_checkpoint_stays_until_the_next_is_proved(run_at, capsys):
