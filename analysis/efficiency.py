@@ -41,7 +41,6 @@ def costs(cells: list[Cell]) -> pd.DataFrame:
                 "trainable_parameters": record["parameters"]["trainable"],
                 "backbone_parameters": record["parameters"]["backbone"],
                 "train_examples_per_second": record["train_examples_per_second"],
-                # Records of earlier versions lack it.
                 "merged_speed_over_backbone": record.get("merged_speed_over_backbone", math.nan),
                 "train_seconds": record["train_seconds"],
                 "evaluation_seconds": record["evaluation_seconds"],
@@ -55,7 +54,7 @@ def costs(cells: list[Cell]) -> pd.DataFrame:
 
 
 def conditions(environment: dict) -> str:
-    """What a speed depends on besides the method; records of earlier versions lack the attention."""
+    """What a speed depends on besides the method."""
     keys = ("device", "threads", "precision", "attention")
     return ", ".join(f"{key} {environment.get(key)}" for key in keys)
 
