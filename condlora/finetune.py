@@ -25,8 +25,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from torch.utils.data import DataLoader
@@ -34,7 +32,8 @@ from transformers import get_linear_schedule_with_warmup
 
 from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.checkpoints import Checkpoints, Interruption, Progress, Training, tidy
-from condlora.environment import PeakMemory, device_name, environment, has_bf16
+from condlora.device import choose_attention, described_environment, make_accelerator
+from condlora.environment import PeakMemory
 from condlora.errors import (
     ConfigError,
     DeviceError,
@@ -43,7 +42,6 @@ from condlora.errors import (
     RunFolderError,
     RunTaken,
     UndefinedScore,
-    first_line,
 )
 from condlora.evaluation import collator, merged_speed, predict, score, test_saved
 from condlora.files import remove_scratch, write_atomically
@@ -152,68 +150,6 @@ def fine_tune(cfg: DictConfig, claim: Claim) -> dict:
 # Prepare
 
 
-def make_accelerator(cfg: DictConfig) -> Accelerator:
-    """The device, precision and trackers of a run.
-
-    Raises:
-        DeviceError: the device is not there, or lacks the precision.
-        ConfigError: a tracker is not installed, or several processes were started.
-    """
-    device = find_device(cfg.runtime.device)
-    precision = cfg.protocol.precision
-    if precision == "auto":
-        precision = "bf16" if has_bf16(device) else "no"
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
-    trackers = list(cfg.runtime.trackers)
-    logging_dir = str(run_folder(cfg) / "trackers")
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # precision is the run's, not the process's
-    try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=precision,
-            log_with=trackers or None,
-            project_config=ProjectConfiguration(logging_dir=logging_dir),
-        )
-    except (ValueError, ImportError) as error:
-        if precision in str(error):
-            raise DeviceError(
-                f"This device has no {precision}: set protocol.precision=no."
-            ) from error
-        raise ConfigError(f"runtime.trackers={trackers} is not usable ({error}).") from error
-    if len(accelerator.log_with) < len(trackers):  # accelerate only warns, and would log nowhere
-        raise ConfigError(
-            f"runtime.trackers={trackers}: one is not installed: pip install '.[trackers]' or leave it out."
-        )
-    if accelerator.num_processes > 1:
-        raise ConfigError(
-            "A run is one process: start it with python and spread a grid with hydra/launcher=..., not with "
-            "accelerate launch."
-        )
-    return accelerator
-
-
-def find_device(name: str) -> torch.device:
-    """The device that `runtime.device` names; a DeviceError where it is not there."""
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise DeviceError(
-            "runtime.device=cuda, and no CUDA GPU is to be seen here: use runtime.device=auto."
-        )
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
-
-
-def described_environment(accelerator: Accelerator) -> dict:
-    """The environment of a record: versions, machine, commit, and the device this run is on."""
-    return environment() | {
-        "device": device_name(accelerator.device),
-        "threads": torch.get_num_threads(),
-        "precision": accelerator.mixed_precision,
-    }
-
-
 def num_labels(cfg: DictConfig) -> int:
     """Outputs of the head."""
     return 1 if cfg.task.labels is None else len(cfg.task.labels)
@@ -227,28 +163,6 @@ def check_length(cfg: DictConfig, backbone: Backbone) -> None:
             f"protocol.max_length is {cfg.protocol.max_length}, and {cfg.backbone.name} reads at most {limit} "
             f"tokens: set protocol.max_length={limit}."
         )
-
-
-def choose_attention(cfg: DictConfig, backbone: Backbone, accelerator: Accelerator) -> str:
-    """Set how the backbone, and every copy made of it, computes attention; the name transformers gives it.
-
-    "auto" is torch's fused kernels ("sdpa") where the backbone can, but "eager" for bfloat16 on a CPU: there plain
-    matrix products are faster in training, a MiniLM step on MRPC taking 0.73 of the time (torch 2.13).
-
-    Raises:
-        ConfigError: the backbone has no such attention.
-    """
-    name = cfg.runtime.attention
-    if name == "auto":
-        is_slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        name = "sdpa" if backbone.model._supports_sdpa and not is_slow else "eager"
-    try:
-        backbone.model.set_attn_implementation(name)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"{cfg.backbone.name} has no runtime.attention={name} ({first_line(error)}): use auto."
-        ) from error
-    return name
 
 
 def streams(seed: int, task: str) -> dict[str, int]:
