@@ -165,7 +165,9 @@ def section(result: Positions, folder: Path) -> Section:
 
 
 def _extremes(values: pd.DataFrame) -> str:
-    flat = values.stack()
+    flat = values.stack().dropna()
+    if flat.empty:
+        return "undefined, as an update of zero has no direction"
     ends = ((flat.idxmin(), flat.min()), (flat.idxmax(), flat.max()))
     low, high = (
         f"{typeset.number(value, 3)} ({module}, layer {layer})" for (module, layer), value in ends

@@ -86,7 +86,16 @@ def outcome(cfg, expected: dict) -> str:
     except Exception as error:
         print(f"lost: {error!r}")
         return "lost"
-    return "same" if left_behind(run_folder(cfg)) == expected else "different"
+    found = left_behind(run_folder(cfg))
+    if found == expected:
+        return "same"
+    for kind in ("record", "files"):
+        a, b = expected[kind], found[kind]
+        differ = [name for name in a | b if a.get(name) != b.get(name)]
+        print(f"{run_folder(cfg)} differs in {kind}: {differ}")
+        if kind == "record":
+            print(*(f"  {name}: {a.get(name)} -> {b.get(name)}" for name in differ), sep="\n")
+    return "different"
 
 
 def grid(n: int, seed: int) -> list[str]:
