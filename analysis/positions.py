@@ -115,7 +115,8 @@ def draw(result: Positions, folder: Path) -> Path:
     """A map for each quantity, the number written in each cell; all phi share one scale of colours."""
     maps = [(kind, result.map(*kind)) for kind in result.maps]
     limits = {
-        quantity: max(np.nanmax(values) for (q, _), values in maps if q == quantity)
+        quantity: max(np.nan_to_num(values).max() for (q, _), values in maps if q == quantity)
+        or 1.0
         for (quantity, _), _ in maps
     }
     if PHI in limits:

@@ -27,6 +27,7 @@ from analysis import (
     rank,
     typeset,
 )
+from analysis.comparability import differences
 from analysis.conversion_similarity import SOURCE_LABEL
 from analysis.evidence import Findings
 from analysis.provenance import listed
@@ -131,6 +132,10 @@ def limits(done: list[Cell], alpha: float) -> list[str]:
             f"The protocol ({listed(protocols)}) is not the authors': runs of {_range(steps)} steps. "
             "Where two methods differ here, training longer or another learning rate may move the difference."
         )
+    lines += [
+        f"Runs that are compared or averaged here differ in {kind}: {text}."
+        for kind, text in differences(done).items()
+    ]
     seeds = len({cell.seed for cell in done})
     lines += [
         f"The paper does not state its number of seeds or its spread; here there are {seeds}. "

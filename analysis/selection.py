@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig
 from torch import Tensor
 
+from analysis.comparability import require_comparable
 from condlora.errors import NoFinishedRuns, UserError
 from condlora.grid import Cell, compose_common, newest_profile, survey
 
@@ -88,8 +89,11 @@ class Study:
 def open_study(cfg: DictConfig) -> Study:
     """The profile asked for, or the one with the newest finished run.
 
-    Raises NoFinishedRuns where there is nothing to analyse.
+    Raises:
+        NoFinishedRuns: there is nothing to analyse.
+        UserError: its runs cannot be joined, see `analysis.comparability`.
     """
+
     runs = Path(cfg.runs)
     profile = cfg.profile or newest_profile(runs)
     cells = survey(profile, runs)
@@ -97,6 +101,7 @@ def open_study(cfg: DictConfig) -> Study:
         raise NoFinishedRuns(
             f"Profile '{profile}' has no finished run in {runs}: run the profile first."
         )
+    require_comparable(finished(cells), cfg.may_differ)
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
     left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
     return Study(profile, cells, Path(cfg.results) / profile, settings, tuple(left_out))

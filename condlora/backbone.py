@@ -233,6 +233,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Adapter and head as safetensors, as PEFT lays them out. Asks the hub nothing."""
     logging.getLogger("peft").setLevel(logging.ERROR)
+    for config in model.peft_config.values():
+        if isinstance(config.target_modules, set):  # whose order is another in every process
+            config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 

@@ -1,13 +1,15 @@
 """Where the encoder comes from, and what is said when it does not come."""
 
 import copy
+import json
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
 
 from condlora import backbone as module
-from condlora.backbone import add_adapter, fresh_model, load_backbone
+from condlora.backbone import add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.errors import BackboneError, ConfigError, NetworkError
 from tests.tasks import ROOT
 
@@ -116,3 +118,12 @@ def test_adapter_setting_that_peft_does_not_know_is_said(tiny):
     cfg = OmegaConf.merge(cfg, {"config": known | {"rnak": 3}})
     with pytest.raises(ConfigError, match="rnak"):
         add_adapter(fresh_model(tiny), cfg, tiny.head)
+
+
+def test_saved_config_is_the_same_text_in_every_process(tmp_path, tiny_bert):
+    """PEFT keeps target_modules as a set of strings, whose order Python draws anew for each process."""
+    names = [f"{part}.{kind}" for part in ("self", "x") for kind in ("query", "key", "value", "z")]
+    model = get_peft_model(tiny_bert(), LoraConfig(target_modules=names))
+    save_adapter(model, tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert saved == sorted(names)

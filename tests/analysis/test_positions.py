@@ -96,3 +96,10 @@ def test_section_says_where_the_ends_are(stacks, settings, tmp_path):
     module, layer = phi.idxmax()
     assert f"{phi.max():.3f} ({module}, layer {layer})" in section.text[0]
     assert [type(item).__name__ for item in (*section.shown, *section.details)] == ["Picture", "Table"]  # fmt: skip
+
+
+def test_updates_that_are_all_zero_have_no_similarity_and_no_crash(stacks, settings, tmp_path):
+    for one in stacks:
+        one.B.zero_()
+    text = positions.section(positions.locate(stacks, settings), tmp_path).text[0]
+    assert "undefined, as an update of zero has no direction" in text

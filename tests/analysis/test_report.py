@@ -60,6 +60,17 @@ def test_what_is_not_averaged_is_named(page):
     assert "QNLI has no runs here: too long." in page
 
 
+def test_what_differs_between_runs_is_said(page, partial):
+    assert "averaged here differ" not in page
+    cells = list(partial.cells)
+    record = cells[0].record
+    environment = record["environment"] | {"versions": {"torch": "2.11.0", "peft": "0.21.2"}}
+    cells[0] = replace(cells[0], record=record | {"environment": environment})
+    lines = report.limits([c for c in cells if c.state == "done"], 0.05)
+    said = "Runs that are compared or averaged here differ in versions: torch is 2.13.0 in 8 runs and 2.11.0 in 1 run."
+    assert said in lines
+
+
 def test_what_does_not_hold_is_said_first(page):
     verdicts = re.findall(r'class="verdict">([^<]*)\.<', page)
     order = [verdict.capitalize() for verdict in VERDICTS]

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from analysis import selection
-from condlora.errors import NoFinishedRuns
+from condlora.errors import NoFinishedRuns, UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis" / "settings.yaml"
 
@@ -59,3 +59,17 @@ def test_baselines_start_from_their_seed_each_time(settings):
     first, second = settings.generator(), settings.generator()
     assert first.initial_seed() == second.initial_seed() == 0
     assert settings.counts(4) == (4, 4)
+
+
+def test_runs_on_other_data_are_refused_by_default_and_of_other_versions_joined(
+    config, monkeypatch, grid
+):
+    monkeypatch.setattr(selection, "survey", lambda profile, runs: grid)
+    config.profile = "embedded"
+    grid[0].record["environment"]["versions"]["torch"] = "2.11.0"
+    assert selection.open_study(config).done
+    grid[0].record["data"]["split_sha256"]["test"] = "f" * 64
+    with pytest.raises(UserError, match="differ in data"):
+        selection.open_study(config)
+    config.may_differ = ["versions", "data"]
+    assert selection.open_study(config).done
