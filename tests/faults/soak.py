@@ -7,6 +7,9 @@ results/soak.csv; the exit status is 1 if anything was lost, done twice or diffe
 """
 
 import argparse
+import contextlib
+import io
+import os
 import random
 import re
 import shutil
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -79,12 +83,18 @@ def trials(kind: tuple[str, str], part: str, n: int, seed: int) -> list[str]:
     return found
 
 
+def quiet(work: Callable, *arguments):
+    """Do it without what each run says of itself."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return work(*arguments)
+
+
 def outcome(cfg, expected: dict) -> str:
     """Start a run again and compare what it leaves with what was expected."""
     try:
         finetune.run(cfg)
     except Exception as error:
-        print(f"lost: {error!r}")
+        print(f"lost: {error!r}", file=sys.stderr)
         return "lost"
     found = left_behind(run_folder(cfg))
     if found == expected:
@@ -92,9 +102,7 @@ def outcome(cfg, expected: dict) -> str:
     for kind in ("record", "files"):
         a, b = expected[kind], found[kind]
         differ = [name for name in a | b if a.get(name) != b.get(name)]
-        print(f"{run_folder(cfg)} differs in {kind}: {differ}")
-        if kind == "record":
-            print(*(f"  {name}: {a.get(name)} -> {b.get(name)}" for name in differ), sep="\n")
+        print(f"{run_folder(cfg)} differs in {kind}: {differ}", file=sys.stderr)
     return "different"
 
 
@@ -152,15 +160,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     asked = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"  # of libraries, in every process started
     where, rows = environment(), []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for part, n in (("killed", asked.kills), ("writes", asked.writes), ("grid", asked.cells)):
             started = time.perf_counter()
             if part == "grid":
-                found = grid(n, asked.seed)
+                found = quiet(grid, n, asked.seed)
             else:
                 each = -(-n // len(KINDS))
-                jobs = [pool.submit(trials, kind, part, each, asked.seed) for kind in KINDS]
+                jobs = [pool.submit(quiet, trials, kind, part, each, asked.seed) for kind in KINDS]
                 found = [result for job in jobs for result in job.result()]
             counts = Counter(found)
             columns = ("same", "different", "lost", "twice", "missed")
