@@ -3,7 +3,11 @@
 Importing it makes PEFT know the method: `peft.get_peft_model(model, condlora.CondLoraConfig(...))`.
 """
 
-from condlora.tuner import CondLoraConfig, CondLoraModel
-from condlora.tuner.lora_export import export_lora
+from condlora.versions import require_versions
+
+require_versions()  # before what imports those libraries
+
+from condlora.tuner import CondLoraConfig, CondLoraModel  # noqa: E402
+from condlora.tuner.lora_export import export_lora  # noqa: E402
 
 __all__ = ["CondLoraConfig", "CondLoraModel", "export_lora"]

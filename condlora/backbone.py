@@ -99,6 +99,11 @@ def _load(settings: str, num_labels: int) -> Backbone:
         "modules": OmegaConf.to_container(cfg.modules),
         "head": list(head),
     }
+    if cfg.get("weights_sha256") not in (None, description["weights_sha256"]):
+        raise BackboneError(
+            f"The weights of {cfg.name} are not those that backbone.weights_sha256 names, but "
+            f"{description['weights_sha256']}: fetch them again, or set it to null to use these."
+        )
     return Backbone(model.eval(), tokenizer, head, description)
 
 

@@ -118,6 +118,11 @@ def explain(error: BaseException) -> str | None:
         return "The configuration is wrong: " + " ".join(lines)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "The disk is full: free some space and run the same command again; finished runs are kept."
-    if isinstance(error, PermissionError) and error.filename:
-        return f"No permission to write {error.filename}: choose another folder with runs=... or results=...."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        place = error.filename or "there"
+        return (
+            f"No permission to write {place}: choose another folder with runs=... or results=...."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+        return f"The disk failed ({error.strerror}): look after it and run the same command again; finished runs are kept."
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -25,6 +27,7 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
     precision = cfg.protocol.precision
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "no"
+    make_deterministic(cfg.runtime.deterministic)
     if cfg.runtime.threads:
         torch.set_num_threads(cfg.runtime.threads)
     trackers = list(cfg.runtime.trackers)
@@ -57,6 +60,18 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
     return accelerator
 
 
+def make_deterministic(is_wanted: bool) -> None:
+    """Have torch use algorithms on a GPU that give the same bits each time, or again whatever is fastest.
+
+    On a CPU they do so anyway, for the same number of threads. Without it a run on a GPU that is interrupted and
+    continued differs by rounding.
+    """
+    if is_wanted:  # cuBLAS reads it when the first product is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_wanted)
+    torch.backends.cudnn.benchmark = False
+
+
 def find_device(name: str) -> torch.device:
     """The device that `runtime.device` names; a DeviceError where it is not there."""
     has_cuda = torch.cuda.is_available()
@@ -73,6 +88,7 @@ def described_environment(accelerator: Accelerator) -> dict:
         "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
         "precision": accelerator.mixed_precision,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

@@ -31,7 +31,11 @@ SCHEMA_VERSION = 2
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
 # Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
 # where data and weights lie, for the hashes in a record say what they are.
-NOT_IN_RECIPE = {"protocol": ("tables",), "data": ("root",), "backbone": ("path",)}
+NOT_IN_RECIPE = {
+    "protocol": ("tables",),
+    "data": ("root",),
+    "backbone": ("path", "weights_sha256"),
+}
 STATUSES = ("running", "interrupted", "failed", "done")
 REQUIRED_FILES = (
     "config.yaml",

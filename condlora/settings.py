@@ -7,6 +7,7 @@ words, or never. What depends on the data, the backbone or the machine is checke
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,8 +36,8 @@ def between(least: float, most: float) -> Rule:
     return f"a number from {least:g} to {most:g}", lambda v: _is_number(v) and least <= v <= most
 
 
-def one_of(*names: str) -> Rule:
-    return f"one of {', '.join(names)}", lambda v: v in names
+def one_of(*names: str | bool) -> Rule:
+    return f"one of {', '.join(map(str, names))}", lambda v: v in names
 
 
 def or_null(rule: Rule) -> Rule:
@@ -44,8 +45,17 @@ def or_null(rule: Rule) -> Rule:
     return f"{says}, or null", lambda v: v is None or holds(v)
 
 
+def commit() -> Rule:
+    return (
+        "the 40 digits of a commit, as a branch or a tag moves",
+        lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{40}", v) is not None,
+    )
+
+
 RULES: dict[str, Rule] = {
     "seed": whole(0),
+    "backbone.revision": or_null(commit()),
+    "data.revision": or_null(commit()),
     "protocol.adapter.r": whole(1),
     "protocol.adapter.lora_dropout": between(0, 1),
     "protocol.learning_rate": between(0, 1e30),
@@ -65,6 +75,7 @@ RULES: dict[str, Rule] = {
     "runtime.threads": or_null(whole(1)),
     "runtime.padding": one_of("longest", "max_length"),
     "runtime.evaluation_batch_size": whole(1),
+    "runtime.deterministic": one_of(True, False),
     "runtime.checkpoint_minutes": or_null(above(0)),
     "runtime.checkpoint_steps": or_null(whole(1)),
     "runtime.progress": one_of("auto", "bars", "plain"),

@@ -1,11 +1,12 @@
 """Fine-tune one run or a grid: `python scripts/train.py task=rte adapter=lora` or `profile=embedded`."""
 
 import sys
+import traceback
 
 from omegaconf import DictConfig
 
-from condlora.cli import command
-from condlora.errors import RunTaken, UserError
+from condlora.cli import command, explain
+from condlora.errors import RunTaken
 from condlora.grid import left_by_others, preflight, require_done
 
 
@@ -24,8 +25,12 @@ def attempt(cfg: DictConfig) -> None:
         run(cfg)
     except RunTaken as error:
         print(f"{name}: left to another launcher, {error}")
-    except UserError as error:  # the other runs go on; `require_done` sets the exit status
-        print(f"error: {name}: {error}", file=sys.stderr)
+    except Exception as error:  # the other runs go on; `require_done` sets the exit status
+        message = explain(error)
+        if message is None:
+            traceback.print_exc()
+            message = "a defect of condlora, or of what it uses: please report the lines above."
+        print(f"error: {name}: {message}", file=sys.stderr)
 
 
 @command("train", before=preflight, after=finish)

@@ -1,11 +1,13 @@
 """Commands as a user meets them: one sentence, the exit status, no traceback."""
 
 import errno
+import runpy
 import subprocess
 import sys
 
 import pytest
 
+from condlora import finetune, grid
 from condlora.cli import explain
 from tests.tasks import ROOT
 
@@ -53,11 +55,34 @@ def test_one_bad_run_of_a_grid_leaves_the_others_and_sets_status_1(tmp_path):
     assert "seed 0: test accuracy" in done.stdout
 
 
+def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkeypatch, capsys):
+    attempt = runpy.run_path(str(ROOT / "scripts" / "train.py"))["attempt"]
+    cells = tiny_cells("task=rte", "seed=0,1")
+    original, calls = finetune.evaluate, []
+
+    def breaks_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return original(*arguments)
+
+    monkeypatch.setattr(finetune, "evaluate", breaks_once)
+    for cfg in cells:
+        attempt(cfg)
+    said = capsys.readouterr().err
+    assert "error: rte condlora seed 0: a defect of condlora" in said and "Traceback" in said
+    found = [grid.inspect(cfg) for cfg in cells]
+    assert [cell.state for cell in found] == ["failed", "done"]
+    assert found[0].reason == "RuntimeError: CUDA error: unspecified launch failure"
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
         (PermissionError(errno.EACCES, "denied", "/runs"), "No permission to write /runs"),
+        (OSError(errno.EROFS, "Read-only file system", "/runs"), "No permission to write /runs"),
+        (OSError(errno.EIO, "Input/output error"), "The disk failed (Input/output error)"),
     ],
 )
 def test_errors_of_the_machine(error, message):

@@ -40,6 +40,10 @@ def broken_disk() -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+def read_only_disk() -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), "runs")
+
+
 WRITES = ((tempfile, "mkdtemp"), (Path, "write_text"), (os, "fsync"), (os, "replace"))
 INSTANTS = (*WRITES, (shutil, "rmtree"), (finetune, "take_step"), (finetune, "evaluate"))
 

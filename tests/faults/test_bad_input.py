@@ -4,18 +4,26 @@ A case is a way to make something wrong (overrides; what is done to the user's f
 must come. It goes the way of scripts/train.py: preflight, then the run.
 """
 
+import contextlib
+import copy
+import io
 import json
 import re
+import runpy
 import shutil
+import tempfile
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from condlora import cli, finetune, grid
+from condlora import CondLoraConfig, cli, finetune, grid
 from condlora.backbone import load_backbone
 from condlora.grid import compose_cells
 from condlora.records import SCHEMA_VERSION, write_record
+from tests.faults.harness import broken_disk, fault, full_disk, read_only_disk
+from tests.tasks import ROOT
 
 SOUND = (
     "task=rte", "adapter=lora", "backbone=folder", "data=directory", "protocol=embedded",
@@ -60,6 +68,7 @@ SETTINGS = [
     ("runtime.padding=left", "runtime.padding='left' has no meaning"),
     ("runtime.attention=nonsense", "has no runtime.attention=nonsense"),
     ("runtime.evaluation_batch_size=0", "runtime.evaluation_batch_size=0 has no meaning"),
+    ("runtime.deterministic=maybe", "runtime.deterministic='maybe' has no meaning"),
     ("runtime.checkpoint_minutes=-1", "runtime.checkpoint_minutes=-1 has no meaning"),
     ("runtime.trackers=[nothing]", "runtime.trackers=['nothing'] is not usable"),
     ("profile.name=../up", "is no folder's name"),
@@ -67,6 +76,9 @@ SETTINGS = [
     ("adapter.config.r=-4", "does not fit the backbone"),
     ("adapter.config.target_modules=[elsewhere]", "does not fit the backbone"),
     ("adapter.config.colour=red", "Unknown setting"),
+    ("+backbone.revision=main", "must be the 40 digits of a commit, as a branch or a tag moves"),
+    ("+data.revision=e2da8e2", "must be the 40 digits of a commit"),
+    ("+backbone.weights_sha256=beef", "The weights of mine are not those that backbone.weights_sha256 names"),
     ("+adapter.config.colour=red", "adapter=lora is not accepted"),
 ]  # fmt: skip
 CONDLORA = [
@@ -186,6 +198,67 @@ BACKBONE = {
     "NaN in a weight": (weight(lambda w: w * float("nan")), "is nan at step|not finite"),
 }
 
+
+def unlink_adapter(name):
+    return lambda user: (user / "adapter" / name).unlink()
+
+
+def adapter_config(**changes):
+    def change(user):
+        path = user / "adapter/adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def truncated_adapter(user):
+    path = user / "adapter/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def pickled_adapter(user):
+    path = user / "adapter/adapter_model.safetensors"
+    torch.save(load_file(path), user / "adapter/adapter_model.bin")
+    path.unlink()
+
+
+def adapter_tensors(change):
+    def edit(user):
+        path = user / "adapter/adapter_model.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    return edit
+
+
+def wider_base(user):
+    (cfg,) = compose_cells(
+        ("task=rte", "backbone=tiny", "data=synthetic", "backbone.architecture.hidden_size=32")
+    )
+    shutil.rmtree(user / "base")
+    load_backbone(cfg.backbone, num_labels=2).model.save_pretrained(user / "base")
+
+
+ADAPTERS = {  # what scripts/export_lora.py is given
+    "no config": (unlink_adapter("adapter_config.json"), "holds no readable adapter"),
+    "no weights": (unlink_adapter("adapter_model.safetensors"), "holds no readable adapter"),
+    "truncated": (truncated_adapter, "holds no readable adapter"),
+    "pickled": (pickled_adapter, "holds no readable adapter .*adapter_model.safetensors"),
+    "of a wider base": (wider_base, "8 x 16 in the adapter's file and 8 x 32 here: .* base model differs"),
+    "of a base that is gone": (adapter_config(base_model_name_or_path="gone"), "gone is neither a folder"),
+    "of no base": (adapter_config(base_model_name_or_path=None), "does not name its base model"),
+    "of another method": (adapter_config(peft_type="MARTIAN"), "holds no readable adapter"),
+    "of another rank": (adapter_config(r=4), "and 4 x 16 here: the rank"),
+    "of another form": (adapter_config(form="other"), "form"),
+    "with a map missing": (adapter_tensors(lambda t: dict(list(t.items())[1:])), "does not fit|lacks|missing"),
+    "with a tensor too many": (adapter_tensors(lambda t: t | {"x.condlora_theta_A": torch.ones(2)}), "does not fit|x.condlora"),
+}  # fmt: skip
+
+DISK = {
+    "full": (full_disk, "The disk is full"),
+    "broken": (broken_disk, "The disk failed"),
+    "read-only": (read_only_disk, "No permission to write"),
+}
+
 CASES = [
     *(pytest.param((o,), None, m, id=o) for o, m in SETTINGS),
     *(pytest.param(("adapter=condlora", o), None, m, id=f"condlora {o}") for o, m in CONDLORA),
@@ -203,6 +276,11 @@ def sound(tmp_path_factory):
     tiny = load_backbone(cfg.backbone, num_labels=2)
     tiny.model.save_pretrained(user / "base")
     tiny.tokenizer.save_pretrained(user / "base")
+    with torch.random.fork_rng():
+        config = CondLoraConfig(r=8, target_modules=["query", "value"], task_type="SEQ_CLS")
+        get_peft_model(copy.deepcopy(tiny.model), config).save_pretrained(
+            user / "adapter", save_embedding_layers=False
+        )
     finished = user / "runs/adhoc/rte/lora/seed-0"
     (finished / "adapter").mkdir(parents=True)
     record = {"schema_version": SCHEMA_VERSION, "status": "done", "recipe_hash": "another"}
@@ -249,6 +327,16 @@ def attempt(user, *overrides):
         return message, getattr(error, "exit_status", cli.UserError.exit_status)
 
 
+def export(user):
+    """What scripts/export_lora.py says of the user's adapter, and its exit status."""
+    words = [str(user / "adapter"), str(user / "lora")]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr("sys.argv", ["export_lora.py", *words])
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            runpy.run_path(str(ROOT / "scripts" / "export_lora.py"))["main"]()
+    return said.getvalue(), stopped.value.code
+
+
 def on_disk(folder):
     return {
         str(p): p.read_bytes()
@@ -282,5 +370,35 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(
     )  # found in training alone
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_wrong_adapter_is_one_sentence_and_exports_nothing(sound, tmp_path, name):
+    change, message = ADAPTERS[name]
+    user = tmp_path / "user"
+    shutil.copytree(sound, user)
+    adapter_config(base_model_name_or_path=str(user / "base"))(user)
+    change(user)
+    before = on_disk(user)
+    said, status = export(user)
+    assert status == 2
+    assert re.match("error: .*", said) and re.search(message, said), said
+    assert said.count("\n") == 1 and len(said) < 600
+    assert on_disk(user) == before
+
+
+@pytest.mark.parametrize("name", DISK)
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_disk_that_takes_no_writes_is_one_sentence_and_loses_nothing(sound, tmp_path, name, at):
+    act, message = DISK[name]
+    user = tmp_path / "user"
+    shutil.copytree(sound, user)
+    before = on_disk(user / "runs")
+    with fault(act, at, [(tempfile, "mkdtemp")]):
+        said, status = attempt(user, "seed=1")
+    assert status == 2
+    assert said.startswith(message) and "\n" not in said
+    assert before.items() <= on_disk(user / "runs").items()
+    assert attempt(user, "seed=1")[1] == 0  # the same command, once the disk is well
+
+
 def test_there_are_enough_of_them():
-    assert len(CASES) >= 60
+    assert len(CASES) + len(ADAPTERS) + len(DISK) >= 60
