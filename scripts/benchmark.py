@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from benchmark_adapter import memory, step
 from benchmark_analysis import analysis, controls
+from benchmark_checkpoints import checkpoints
 from omegaconf import DictConfig
 
 from condlora.cli import command
@@ -60,7 +61,9 @@ def main(cfg: DictConfig) -> None:
     where = environment()
     about = {"processor": where["processor"], "torch": where["versions"]["torch"]}
     about |= {"commit": where["commit"], "dirty": where["dirty"]}
-    measures = {f.__name__: f for f in (analysis, controls, step, memory, tests, embedded)}
+    measures = {
+        f.__name__: f for f in (analysis, controls, step, memory, checkpoints, tests, embedded)
+    }
     for name in cfg.measures:
         rows = [
             {"measure": name, "figure": figure, **spread(value), "limit": limit(cfg, name, figure)} | about

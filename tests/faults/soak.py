@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -160,7 +161,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     asked = parser.parse_args()
-    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"  # of libraries, in every process started
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # of libraries, here and in every process started
+    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"
     where, rows = environment(), []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for part, n in (("killed", asked.kills), ("writes", asked.writes), ("grid", asked.cells)):
