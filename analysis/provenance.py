@@ -65,6 +65,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ("Platform", f"Python {each('environment', 'python')}, {each('environment', 'platform')}"),
         ("Versions", listed(versions)),
         ("Commit", listed(commits)),
+        ("Checkpoints", _checkpoints(records)),
         ("Runs finished", f"{min(_finish_times(records))} to {max(_finish_times(records))}"),
     ]
 
@@ -150,6 +151,17 @@ def _protocol(records: list[dict[str, Any]]) -> str:
             for inner, setting in nested:
                 found.setdefault(f"{name}.{inner}" if inner else name, []).append(setting)
     return "; ".join(f"{name} {listed(values)}" for name, values in found.items())
+
+
+def _checkpoints(records: list[dict[str, Any]]) -> str:
+    size = max(record["checkpoint_bytes"] for record in records) / 2**20
+    spent = sum(record["checkpoint_seconds"] for record in records)
+    trained = sum(record["train_seconds"] for record in records)
+    resumed = sum(bool(record["resumed_at_steps"]) for record in records)
+    return (
+        f"at most {size:.1f} MiB; {100 * spent / trained:.2f} % of the time spent training; "
+        f"{resumed} of {len(records)} runs were interrupted and continued"
+    )
 
 
 def _truncated(done: list[Cell]) -> str:

@@ -234,6 +234,38 @@ def test_loss_that_is_not_finite_fails_the_run_with_a_record(tiny_cells):
     assert "test" not in record
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("step", [2, 6])
+def test_gradient_that_is_not_finite_fails_the_run_with_a_record(
+    tiny_cells, monkeypatch, value, step
+):
+    def spoilt(training, *rest, original=finetune.add_gradients):
+        loss = original(training, *rest)
+        if training.progress.step == step - 1:
+            next(iter(training.trainable.values())).grad.fill_(float(value))
+        return loss
+
+    monkeypatch.setattr(finetune, "add_gradients", spoilt)
+    cfg = one(tiny_cells, "task=rte")  # of six steps
+    with pytest.raises(DivergedError, match=r"lower protocol.learning_rate"):
+        finetune.run(cfg)
+    assert read_record(run_folder(cfg))["status"] == "failed"
+
+
+def test_deterministic_algorithms_are_on_where_asked_and_off_again(tiny_cells, monkeypatch):
+    seen = []
+
+    def watched(*arguments, original=finetune.take_step):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        original(*arguments)
+
+    monkeypatch.setattr(finetune, "take_step", watched)
+    for n, wanted in enumerate((True, False)):
+        cfg = one(tiny_cells, "task=rte", f"seed={n}", f"runtime.deterministic={wanted}")
+        assert finetune.run(cfg)["environment"]["deterministic"] is wanted
+    assert seen == [True] * 6 + [False] * 6
+
+
 def test_score_that_is_never_defined_fails_the_run(tiny_cells):
     cfg = one(tiny_cells, "task=cola", "protocol.learning_rate=0.0")
     with pytest.raises(UndefinedScore, match="matthews_correlation was undefined at every eval"):

@@ -76,6 +76,9 @@ def make_record(task: str, adapter: str, seed: int, score: float, **changes) -> 
         "evaluation_seconds": 1.0,
         "total_seconds": 12.0,
         "peak_memory_mib": 800.0,
+        "checkpoint_seconds": 0.1,
+        "checkpoint_bytes": 3 * 2**19,
+        "resumed_at_steps": [],
         "environment": {
             "python": "3.12.1",
             "platform": "Linux",

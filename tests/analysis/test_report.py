@@ -60,6 +60,10 @@ def test_what_is_not_averaged_is_named(page):
     assert "QNLI has no runs here: too long." in page
 
 
+def test_what_checkpoints_cost_is_said(page, partial):
+    assert "at most 1.5 MiB; 1.00 % of the time spent training; 0 of 9 runs were" in page
+
+
 def test_what_differs_between_runs_is_said(page, partial):
     assert "averaged here differ" not in page
     cells = list(partial.cells)
