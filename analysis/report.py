@@ -19,6 +19,7 @@ from analysis import (
     conversion_similarity,
     efficiency,
     equivalence,
+    frontier,
     glue_scores,
     linear_map,
     lora_subspace,
@@ -62,12 +63,14 @@ def build(study: Study, margin_points: float | None = None) -> Path:
         linear_map.section(findings.linear_map, figures),
         _adapters(findings),
         efficiency.section(findings.costs),
+        frontier.section(study.done, numbers.confidence, figures),
         lora_subspace.section(lora_subspace.compare(stacks, settings), figures),
         amplification.section(amplification.amplify(stacks, settings), figures),
         rank.section(rank.by_rank(study.done, stacks, settings), figures),
         positions.section(positions.locate(stacks, settings), figures),
         provenance.section(study),
     ]
+    sections = [s for s in sections if s.text or s.shown]
     for item in [*all_claims, *(x for s in sections for x in (*s.shown, *s.details))]:
         if isinstance(item, typeset.Table):
             typeset.write(item, study.folder / "tables")

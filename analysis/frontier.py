@@ -1,0 +1,200 @@
+"""The frontier: score against trainable parameters, training time and memory, for every method of a grid.
+
+Takes the records of finished runs. A method is drawn if it finished every task and seed that LoRA did (or, without
+LoRA, the method with the most runs): means over other tasks or seeds would be other quantities. It is on the frontier
+where no method with as few parameters scores as high.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from omegaconf import DictConfig
+
+from analysis import efficiency, glue_scores, typeset
+from analysis.figures import METHOD_STYLE, label, save
+from analysis.rank_selection import method_of
+from analysis.rules import load_rules
+from analysis.selection import REFERENCE, TASKS, adapter_order, open_study, task_order
+from analysis.significance import UNDEFINED_INTERVAL, Summary, summarise, t_interval
+from analysis.typeset import Picture, Section, Table
+from condlora.cli import command
+from condlora.grid import Cell
+
+AXES = {  # column -> name of the axis
+    "parameters": "trainable parameters, the head aside",
+    "time": "training time / LoRA's",
+    "memory_mib": "peak memory, MiB",
+}
+NAMES_IN_A_COLUMN = 28
+
+
+def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[str]]:
+    """A row a method, fewest parameters first, and the sentences that belong to them.
+
+    Columns: method, parameters; score, sd, n, low, high: mean over tasks in points, over seeds, with Student's
+    interval; gap, gap_low, gap_high: the same of its difference from LoRA's score of the same seed; time: training time
+    over LoRA's, mean over pairs that were timed alike; memory_mib: the largest run's; on_frontier.
+    """
+    runs = glue_scores.scores(cells)
+    runs = runs[runs.task != glue_scores.AVERAGE]
+    done = {method: set(zip(own.task, own.seed, strict=True)) for method, own in runs.groupby("adapter")}  # fmt: skip
+    wanted = done[REFERENCE] if REFERENCE in done else max(done.values(), key=len)
+    kept = sorted((m for m in done if done[m] >= wanted), key=adapter_order)
+    pairs = pd.MultiIndex.from_frame(runs[["task", "seed"]])
+    shared = runs[runs.adapter.isin(kept) & pairs.isin(wanted)]
+    means = shared.pivot_table("score_points", "seed", "adapter", aggfunc="mean")
+    costs = efficiency.costs(cells)
+    speed = efficiency.speed_ratios(costs, "train_examples_per_second")
+    rows = [_row(method, means, costs, speed, confidence) for method in kept]
+    table = pd.DataFrame(rows).sort_values(["parameters", "score"], ascending=[True, False])
+    table["on_frontier"] = pareto(table.parameters.to_numpy(), table.score.to_numpy())
+    return table.reset_index(drop=True), _notes(wanted, set(done) - set(kept))
+
+
+def _row(
+    method: str, means: pd.DataFrame, costs: pd.DataFrame, speed: pd.DataFrame, confidence: float
+) -> dict:
+    own, found = costs[costs.adapter == method], summarise(means[method])
+    interval = t_interval(means[method], confidence)
+    gap, gap_interval = summarise([]), UNDEFINED_INTERVAL
+    if REFERENCE in means and method != REFERENCE:
+        gaps = means[method] - means[REFERENCE]
+        gap, gap_interval = summarise(gaps), t_interval(gaps, confidence)
+    time = 1.0 if method == REFERENCE else (1 / speed.ratio[speed.adapter == method]).mean()
+    return {
+        "method": method,
+        "parameters": own.adapter_parameters.mean(),
+        "score": found.mean,
+        "sd": found.sd,
+        "n": found.n,
+        "low": interval.low,
+        "high": interval.high,
+        "gap": gap.mean,
+        "gap_low": gap_interval.low,
+        "gap_high": gap_interval.high,
+        "time": time,
+        "memory_mib": own.peak_memory_mib.max(),
+    }
+
+
+def pareto(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Which of n methods no other beats: costs as little and scores higher, or costs less and scores as high; (n,)."""
+    cheaper, dearer = costs[:, None] <= costs, costs[:, None] < costs
+    higher, as_high = scores[:, None] > scores, scores[:, None] >= scores
+    return ~((cheaper & higher) | (dearer & as_high)).any(axis=0)
+
+
+def _notes(wanted: set[tuple[str, int]], left_out: set[str]) -> list[str]:
+    tasks = sorted({task for task, _ in wanted}, key=task_order)
+    seeds = len({seed for _, seed in wanted})
+    notes = [
+        f"Score: mean over {', '.join(TASKS.get(t, t) for t in tasks)} in points, whatever the metric of each; over "
+        f"{seeds} seed{'s' * (seeds > 1)}. On the frontier: no method with as few parameters scores as high, by the "
+        "means alone; the intervals say how far other seeds would lie."
+    ]
+    if left_out:
+        names = ", ".join(label(method) for method in sorted(left_out, key=adapter_order))
+        notes.append(f"Not drawn, as runs are missing: {names}.")
+    return notes
+
+
+def table(found: pd.DataFrame, notes: list[str]) -> Table:
+    """Every method, fewest parameters first; the number in front is the one in the figure."""
+    rows = [
+        [
+            f"{n} {label(row.method)}",
+            f"{row.parameters:,.0f}",
+            typeset.spread(Summary(row.score, row.sd, row.n), 2),
+            typeset.interval(row.low, row.high, 2),
+            typeset.number(row.gap, 2),
+            typeset.interval(row.gap_low, row.gap_high, 2),
+            typeset.number(row.time, 2),
+            typeset.number(row.memory_mib, 0),
+            "yes" if row.on_frontier else "",
+        ]
+        for n, row in enumerate(found.itertuples(), start=1)
+    ]
+    return Table(
+        name="frontier",
+        title="Score against parameters, time and memory",
+        header=["method", "parameters", "score", "interval", "less LoRA's", "interval", "time / LoRA's", "MiB", "on the frontier"],
+        rows=rows,
+        data=found,
+        notes=notes,
+    )  # fmt: skip
+
+
+def draw(found: pd.DataFrame, folder: Path) -> Path:
+    """Score against each of AXES; a number a method, its interval over seeds, the frontier as a step line."""
+    drawn = [column for column in AXES if found[column].notna().any()]
+    ratios = [*(3 for _ in drawn), 1.2 * -(-len(found) // NAMES_IN_A_COLUMN)]
+    fig, axes = plt.subplots(
+        1, len(ratios), figsize=(sum(ratios), 3.8), width_ratios=ratios, layout="constrained"
+    )
+    for ax, column in zip(axes, drawn, strict=False):
+        ax.sharey(axes[0])
+        ax.set_xlabel(AXES[column])
+        _scatter(found, column, ax)
+    axes[0].set_ylabel("score, points")
+    front = found[found.on_frontier].sort_values("parameters")
+    axes[0].step(front.parameters, front.score, where="post", color="0.5", linewidth=0.9, zorder=1)
+    least = found.parameters[found.parameters > 0].min()
+    axes[0].set_xscale("symlog", linthresh=least, linscale=0.3)  # head only has none
+    axes[0].set_xlim(left=0 if (found.parameters == 0).any() else 0.6 * least)
+    _name(found, axes[-1])
+    return save(fig, folder / "frontier", found)[0]
+
+
+def _scatter(found: pd.DataFrame, column: str, ax: Axes) -> None:
+    for n, row in enumerate(found.itertuples(), start=1):
+        x, colour = getattr(row, column), _colour(row.method)
+        if np.isnan(x):
+            continue
+        ax.plot([x, x], [row.low, row.high], color=colour, linewidth=0.6, alpha=0.6)
+        ax.plot(
+            [x], [row.score], "o", markersize=9, markeredgecolor=colour, markerfacecolor="white"
+        )
+        ax.annotate(str(n), (x, row.score), fontsize=5.5, color=colour, ha="center", va="center")
+    ax.grid(axis="y", color="0.92", linewidth=0.6)
+
+
+def _name(found: pd.DataFrame, ax: Axes) -> None:
+    """The methods' names beside the panels, by number."""
+    ax.set_axis_off()
+    names = [f"{n} {label(method)}" for n, method in enumerate(found.method, start=1)]
+    columns = [names[k : k + NAMES_IN_A_COLUMN] for k in range(0, len(names), NAMES_IN_A_COLUMN)]
+    for k, column in enumerate(columns):
+        ax.text(
+            k / len(columns), 1, "\n".join(column), fontsize=6.5, va="top", transform=ax.transAxes
+        )
+
+
+def _colour(method: str) -> str:
+    return METHOD_STYLE.get(method_of(method), {}).get("color", "0.35")
+
+
+def section(cells: list[Cell], confidence: float, folder: Path) -> Section:
+    """The frontier's figure and table; empty where there are two methods or fewer."""
+    found, notes = frontier(cells, confidence)
+    if len(found) < 3:
+        return Section("The frontier: score against cost", [], [], [])
+    best = ", ".join(label(method) for method in found.method[found.on_frontier])
+    alt = f"Score against trainable parameters, training time and memory for {len(found)} methods. On the frontier: {best}."
+    caption = "Each number is a method of the table; lines are intervals over seeds, the step line is the frontier."
+    picture = Picture(draw(found, folder), alt, caption)
+    return Section("The frontier: score against cost", notes, [picture, table(found, [])], [])
+
+
+@command("analysis/settings")
+def main(cfg: DictConfig) -> None:
+    study = open_study(cfg)
+    found, notes = frontier(study.done, load_rules(cfg.margin_points)[0].confidence)
+    typeset.write(table(found, notes), study.folder / "tables")
+    print(f"Frontier: {draw(found, study.folder / 'figures')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The frontier of score against cost: who is on it, what is drawn, and who is left out."""
+
+import numpy as np
+import pytest
+
+from analysis import frontier
+from analysis.significance import t_interval
+
+METHODS = {"lora": (1000, 80.0), "condlora": (100, 78.0), "vera": (50, 79.0), "bitfit": (2000, 80.0)}  # fmt: skip
+
+
+@pytest.fixture
+def cells(cell):
+    """Two tasks, three seeds; each method's score rises by a point a seed, on STS-B ten points above RTE."""
+    found = []
+    for method, (parameters, points) in METHODS.items():
+        counts = {"adapter": parameters, "trainable": parameters + 9, "head": 9, "backbone": 10}
+        for task, more in (("rte", -5), ("stsb", 5)):
+            found += [
+                cell(task, method, seed, (points + more + seed - 1) / 100, parameters=counts)
+                for seed in range(3)
+            ]
+    return found
+
+
+def test_a_method_is_on_the_frontier_where_none_beats_it():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        costs, scores = rng.integers(0, 6, 8), rng.integers(0, 6, 8)
+        expected = [
+            not any(
+                (costs[o] <= costs[m] and scores[o] > scores[m])
+                or (costs[o] < costs[m] and scores[o] >= scores[m])
+                for o in range(8)
+            )
+            for m in range(8)
+        ]
+        assert frontier.pareto(costs, scores).tolist() == expected
+
+
+def test_rows_are_means_over_tasks_with_intervals_over_seeds(cells):
+    found, _ = frontier.frontier(cells, 0.95)
+    assert found.method.tolist() == ["vera", "condlora", "lora", "bitfit"]  # by parameters
+    assert found.on_frontier.tolist() == [True, False, True, False]
+    row = found.set_index("method").loc["condlora"]
+    assert (row.score, row.sd, row.n) == (pytest.approx(78), pytest.approx(1), 3)
+    assert (row.low, row.high) == pytest.approx(t_interval([77, 78, 79], 0.95))
+    assert row.gap == pytest.approx(-2) and np.isnan(row.gap_low)  # the same for each seed
+    assert (row.parameters, row.time, row.memory_mib) == (100, 1, 800)
+
+
+def test_a_method_without_all_runs_is_left_out_and_named(cells):
+    found, notes = frontier.frontier(cells[:-1], 0.95)
+    assert "bitfit" not in set(found.method)
+    assert any("Not drawn, as runs are missing: bitfit" in note for note in notes)
+
+
+def test_time_is_that_of_the_same_task_and_seed_over_loras(cells):
+    for one in cells:
+        one.record["train_examples_per_second"] = 100.0 if one.adapter == "lora" else 50.0
+        one.record["train_examples_per_second"] *= 3 if one.task == "rte" else 1
+    found, _ = frontier.frontier(cells, 0.95)
+    assert found.set_index("method").time.to_dict() == {"vera": 2, "condlora": 2, "lora": 1, "bitfit": 2}  # fmt: skip
+
+
+def test_figure_is_byte_equal_on_repeat_and_bears_a_method_without_parameters(cells, tmp_path):
+    for one in cells:
+        if one.adapter == "bitfit":
+            one.record["parameters"]["adapter"] = 0
+    found, _ = frontier.frontier(cells, 0.95)
+    first = frontier.draw(found, tmp_path / "first")
+    frontier.draw(found, tmp_path / "second")
+    for path in first.parent.iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+    assert len(first.with_suffix(".csv").read_text().splitlines()) == 1 + len(METHODS)
+
+
+def test_section_needs_three_methods(cells, tmp_path):
+    assert [type(i).__name__ for i in frontier.section(cells, 0.95, tmp_path).shown] == ["Picture", "Table"]  # fmt: skip
+    two = [one for one in cells if one.adapter in ("lora", "condlora")]
+    assert frontier.section(two, 0.95, tmp_path).shown == []
