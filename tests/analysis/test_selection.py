@@ -73,3 +73,17 @@ def test_runs_on_other_data_are_refused_by_default_and_of_other_versions_joined(
         selection.open_study(config)
     config.may_differ = ["versions", "data"]
     assert selection.open_study(config).done
+
+
+@pytest.mark.parametrize(
+    ("name", "is_paper"),
+    [
+        ("roberta-base", True),
+        ("/models/roberta-base", True),
+        ("distilroberta-base", False),
+        ("xlm-roberta-base", False),
+        ("roberta-large", False),
+    ],
+)
+def test_no_other_model_passes_for_the_papers(name, is_paper):
+    assert selection.is_paper_backbone({"backbone": {"name": name}}) is is_paper
