@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
@@ -47,7 +48,8 @@ def layer_factors(
         if isinstance(layer, CondLoraLayer):
             W, (A, B) = layer.frozen_weight(), layer.materialise(adapter_name)
         else:
-            W = layer.get_base_layer().weight
+            base = layer.get_base_layer()
+            W = base.weight.T if isinstance(base, Conv1D) else base.weight  # GPT-2's is (in, out)
             A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
         found[kind].append((layer_index(path), layer.scaling[adapter_name], W, A, B))
     for kind, rows in found.items():
