@@ -1,8 +1,9 @@
-"""The pretrained encoder with its tokenizer, and an adapter on it.
+"""The pretrained backbone with its tokenizer, and an adapter on it.
 
 From the hub (pinned revision), a folder, an installed Python package that ships one, or random weights for
-tests. Any encoder will do that `AutoModelForSequenceClassification` loads; which of its modules are query
-and value is said by the backbone's config. Loaded once per process and copied for every run.
+tests. Any encoder or decoder will do that `AutoModelForSequenceClassification` loads; which of its modules are
+query and value, or the two in one, is said by the backbone's config. Loaded once per process and copied for every
+run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import copy
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -43,15 +47,16 @@ from condlora.tuner import Factors, layer_factors
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded encoder: never trained itself, see `fresh_model`.
+    """A loaded model: never trained itself, see `fresh_model`.
 
-    head: names of the top-level modules that pretraining does not provide, which are trained whole.
-    description: what a record says of it.
+    head: paths of the modules that pretraining does not provide, which are trained whole; see `find_head`.
+    max_length: the most tokens it reads. description: what a record says of it.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     head: tuple[str, ...]
+    max_length: int
     description: dict
 
 
@@ -85,7 +90,8 @@ def _load(settings: str, num_labels: int) -> Backbone:
             f"No tokenizer could be loaded for {cfg.name}: what is there knows {len(tokenizer)} of the model's "
             f"{model.config.vocab_size} tokens."
         )
-    head = tuple(dict.fromkeys(key.split(".")[0] for key in missing))
+    head = find_head(model, missing, cfg.name)
+    fit_to_each_other(model, tokenizer, cfg.name)
     model.name_or_path = model.config._name_or_path = str(cfg.get("model", cfg.name))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -104,7 +110,86 @@ def _load(settings: str, num_labels: int) -> Backbone:
             f"The weights of {cfg.name} are not those that backbone.weights_sha256 names, but "
             f"{description['weights_sha256']}: fetch them again, or set it to null to use these."
         )
-    return Backbone(model.eval(), tokenizer, head, description)
+    return Backbone(model.eval(), tokenizer, head, longest_input(model, tokenizer), description)
+
+
+def find_head(model: PreTrainedModel, missing: list[str], name: str) -> tuple[str, ...]:
+    """Paths of the modules to draw anew and train whole, in the model's order.
+
+    They are those outside the encoder that its file lacks (`missing`: names of parameters) and the one that holds
+    the output layer, which the file of a classifier has, for another task. What the file does provide stays as it
+    is: of ModernBERT's two modules beside the encoder the first is pretrained. Of the encoder only a pooler may lack.
+
+    Raises:
+        BackboneError: more of the encoder is missing.
+    """
+    encoder = model.base_model_prefix
+    inside = [key for key in missing if key.startswith(f"{encoder}.")]
+    lost = [key for key in inside if not key.startswith(f"{encoder}.pooler.")]
+    if lost:
+        raise BackboneError(
+            f"The weights of {name} lack {lost[0]}{f' and {len(lost) - 1} more' * (len(lost) > 1)}: fetch them again."
+        )
+    drawn = {key.split(".")[0] for key in set(missing) - set(inside)}
+    outputs = {
+        child
+        for child, module in model.named_children()
+        if child != encoder
+        and any(p.shape[0] == model.config.num_labels for p in module.parameters())
+    }
+    beside = tuple(child for child, _ in model.named_children() if child in drawn | outputs)
+    return (f"{encoder}.pooler",) * bool(inside) + beside
+
+
+def fit_to_each_other(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Let the tokenizer give what the model takes, and the model know how a batch is padded.
+
+    Decoders come without a padding token, and GPT-2's tokenizer puts nothing between the two texts of a pair. Their
+    end-of-text token serves for both, as the delimiter of Radford et al. 2018 (GPT, section 3.3). A decoder is
+    padded on the right: the head reads the last token that is no padding, which sees nothing of what follows, and
+    each token keeps its position.
+
+    Raises:
+        BackboneError: there is no such token.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in accepted]
+    joins_pairs_bare = tokenizer.num_special_tokens_to_add(pair=True) == 0
+    if (tokenizer.pad_token is None or joins_pairs_bare) and tokenizer.eos_token is None:
+        raise BackboneError(
+            f"The tokenizer of {name} has neither a padding nor an end-of-text token: set pad_token and eos_token in "
+            "its tokenizer_config.json."
+        )
+    if model.config.pad_token_id is None:
+        tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if joins_pairs_bare:
+        end = tokenizer.eos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A",
+            pair=f"$A {end} $B",
+            special_tokens=[(end, tokenizer.eos_token_id)],
+        )
+
+
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that a model reads, by its tokenizer's limit and its positions.
+
+    RoBERTa and its kin count positions from the padding token's index on, so that the first few are never used.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return tokenizer.model_max_length
+    unused = [
+        module.padding_idx + 1
+        for path, module in model.named_modules()
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return min(tokenizer.model_max_length, positions - max(unused, default=0))
 
 
 def _place(cfg: DictConfig) -> tuple[str, str | None]:
@@ -149,6 +234,7 @@ def _pretrained_model(place: str, revision: str | None, labels: dict, cfg: DictC
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of the output layer alone, see below
             **labels,
         )
     except (OSError, ValueError) as error:
@@ -159,13 +245,20 @@ def _pretrained_model(place: str, revision: str | None, labels: dict, cfg: DictC
             ) from error
         raise BackboneError(
             f"No sequence classifier could be loaded from {place} ({first_line(error)}): it needs config.json and "
-            "model.safetensors of an encoder that transformers knows."
+            "model.safetensors of a model that transformers knows."
         ) from error
     except Exception as error:  # safetensors' own errors derive from Exception alone
         raise BackboneError(
             f"The weights in {place} cannot be read ({first_line(error)}): fetch them again."
         ) from error
-    return model, sorted(info["missing_keys"])
+    mismatched = {key: shapes for key, *shapes in info["mismatched_keys"]}
+    for key, (found, expected) in mismatched.items():
+        if key.startswith(f"{model.base_model_prefix}."):
+            raise BackboneError(
+                f"The weights in {place} cannot be read ({key} is {tuple(found)}, and config.json says "
+                f"{tuple(expected)}): fetch them again."
+            )
+    return model, sorted({*info["missing_keys"], *mismatched})
 
 
 def _random_model(cfg: DictConfig, labels: dict):
@@ -200,7 +293,7 @@ def fresh_model(backbone: Backbone) -> PreTrainedModel:
     """A copy of the backbone with its head drawn anew from torch's global generator."""
     model = copy.deepcopy(backbone.model)
     for name in backbone.head:
-        for module in getattr(model, name).modules():
+        for module in model.get_submodule(name).modules():
             model._init_weights(module)
     return model
 
@@ -214,7 +307,10 @@ def add_adapter(model: PreTrainedModel, cfg: DictConfig, head: tuple[str, ...]) 
     """
     try:
         config = hydra.utils.instantiate(cfg.config, modules_to_save=list(head), _convert_="all")
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # LoRA sets it by itself where the layer is GPT-2's Conv1D, and says so.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+            return get_peft_model(model, config)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):

@@ -157,11 +157,10 @@ def num_labels(cfg: DictConfig) -> int:
 
 def check_length(cfg: DictConfig, backbone: Backbone) -> None:
     """Raise a ConfigError if the protocol's examples are longer than the backbone can read."""
-    limit = min(backbone.tokenizer.model_max_length, backbone.model.config.max_position_embeddings)
-    if cfg.protocol.max_length > limit:
+    if cfg.protocol.max_length > backbone.max_length:
         raise ConfigError(
-            f"protocol.max_length is {cfg.protocol.max_length}, and {cfg.backbone.name} reads at most {limit} "
-            f"tokens: set protocol.max_length={limit}."
+            f"protocol.max_length is {cfg.protocol.max_length}, and {cfg.backbone.name} reads at most "
+            f"{backbone.max_length} tokens: set protocol.max_length={backbone.max_length}."
         )
 
 
