@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -52,3 +53,17 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files of a folder; computed anew where one was written to."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return _content_sha256(path, tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _content_sha256(path: Path, files: tuple) -> str:
+    if len(files) == 1 and files[0][0] == path:
+        return sha256(path)
+    listed = [f"{file.relative_to(path)} {sha256(file)}" for file, *_ in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()

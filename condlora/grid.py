@@ -129,7 +129,7 @@ def _unreachable(cfg: DictConfig) -> list[str]:
     wanted = []
     if cfg.backbone.source == "hub":
         wanted.append((cfg.backbone.model, cfg.backbone.revision, "model"))
-    if cfg.data.source == "hub":
+    if cfg.data.source == "hub" or (cfg.data.source == "dataset" and cfg.data.revision):
         wanted.append((cfg.data.dataset, cfg.data.revision, "dataset"))
     return [repo for repo, revision, kind in wanted if not _is_available(repo, revision, kind)]
 

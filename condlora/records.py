@@ -22,10 +22,10 @@ import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
 
-from condlora.errors import ConfigError, Interrupted, RunFolderError, UserError
-from condlora.files import sha256, write_atomically
+from condlora.errors import ConfigError, DataError, Interrupted, RunFolderError, UserError
+from condlora.files import content_sha256, sha256, write_atomically
 
 SCHEMA_VERSION = 2
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
@@ -66,10 +66,12 @@ def recipe(cfg: DictConfig) -> dict:
     """All resolved settings that can change the result of a cell, its seed aside.
 
     Left out: `runtime` (speed only) and what NOT_IN_RECIPE names; so changing one entry of a table makes
-    only its cells stale, and moving the data folder makes none.
+    only its cells stale, and moving the data folder makes none. A user's own data files stand in it as the SHA-256 of
+    their content: moved, they make no run stale; changed, they do.
 
     Raises:
         ConfigError: a table has no entry for this task or adapter, or a mandatory value is missing.
+        DataError: a user's data file does not exist.
     """
     plain = {}
     for group in RECIPE_GROUPS:
@@ -78,13 +80,40 @@ def recipe(cfg: DictConfig) -> dict:
         node._set_parent(cfg)
         try:
             plain[group] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            name = f"{group}.{error.full_key}"
+            raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
         except InterpolationKeyError as error:
-            field = error.full_key.split(".")[-1]
+            fields = [key for key in node if _has_no_entry(node, key)]
             raise ConfigError(
-                f"The protocol {cfg.protocol.name!r} has no {field} for adapter {cfg.adapter.name!r} on task "
-                f"{cfg.task.name!r}: set protocol.{field}=... or choose another protocol."
+                f"The protocol {cfg.protocol.name!r} has no {', '.join(fields)} for adapter {cfg.adapter.name!r} on "
+                f"task {cfg.task.name!r}: set {' '.join(f'{group}.{field}=...' for field in fields)} or choose "
+                "another protocol."
             ) from error
+    for name in _own_files(plain["data"]):
+        plain["data"][name] = content_sha256(_there(plain["data"][name], f"data.{name}"))
     return plain
+
+
+def _has_no_entry(node: DictConfig, key: str) -> bool:
+    try:
+        node[key]
+    except InterpolationKeyError:
+        return True
+    return False
+
+
+def _own_files(data: dict) -> list[str]:
+    """The fields that name a user's own files, which a recipe knows by their content and not by their name."""
+    if data["source"] == "files":
+        return [name for name in ("train", "validation", "test") if data[name] is not None]
+    return ["dataset"] if data["source"] == "dataset" and Path(data["dataset"]).is_dir() else []
+
+
+def _there(path: str, setting: str) -> Path:
+    if not Path(path).exists():
+        raise DataError(f"{setting}={path} does not exist: check the path.")
+    return Path(path)
 
 
 def recipe_hash(plain: dict) -> str:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
+from condlora.cli import CONFIGS
 from condlora.errors import ConfigError
+from condlora.glue.tasks import label_name
 
 Rule = tuple[str, Callable[[object], bool]]
 
@@ -83,7 +85,9 @@ RULES: dict[str, Rule] = {
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raise a ConfigError for the first setting of a run that has no meaning."""
+    """Raise a ConfigError for the first setting of a run that is not set or has no meaning."""
+    for name in sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{name} is not set: add {name}=... to the command.")
     for name, (says, holds) in RULES.items():
         value = OmegaConf.select(cfg, name)
         if not holds(value):
@@ -92,3 +96,49 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(
             "protocol.epochs and protocol.max_steps are both null: set one, or training has no end."
         )
+    if cfg.task.official_rows is None:
+        check_own_task(cfg.task)
+
+
+METRICS_OF_LABELS = ("accuracy", "f1", "matthews_correlation")
+METRICS_OF_NUMBERS = ("pearson", "spearman")
+
+
+def check_own_task(task: DictConfig) -> None:
+    """Raise a ConfigError if a user's task has no meaning."""
+    if (CONFIGS / "task" / f"{task.name}.yaml").exists():
+        raise ConfigError(
+            f"task.name={task.name} is taken, and its scores would pass for that task's: choose another name."
+        )
+    plain = OmegaConf.to_container(task, resolve=True)
+    fields, labels, metrics = plain["fields"], plain["labels"], plain["metrics"]
+    if not _is_list_of_names(fields) or len(fields) > 2:
+        raise ConfigError(
+            f"task.fields={fields!r} has no meaning: name one or two columns, as in task.fields=[text]."
+        )
+    if len({*fields, "label", plain["label"]}) != len(fields) + len({"label", plain["label"]}):
+        raise ConfigError(
+            f"task.fields={fields!r} holds a column twice, or the label's, or one named label: rename it in the data."
+        )
+    if labels is not None:
+        names = [label_name(label) for label in labels] if isinstance(labels, list) else []
+        if len(set(names)) < 2 or len(set(names)) != len(names):
+            raise ConfigError(
+                f"task.labels={labels!r} has no meaning: name two or more different labels, as in "
+                "task.labels=[bad,good], or null for numbers."
+            )
+    choices = METRICS_OF_NUMBERS if labels is None else METRICS_OF_LABELS
+    if not _is_list_of_names(metrics) or not set(metrics) <= set(choices):
+        raise ConfigError(
+            f"task.metrics={metrics!r} does not fit task.labels={labels!r}: choose of {', '.join(choices)}."
+        )
+    if "f1" in metrics and len(labels) != 2:
+        raise ConfigError("task.metrics has f1, which is of two labels: leave it out.")
+    if plain["headline"] not in metrics:
+        raise ConfigError(
+            f"task.headline={plain['headline']} is none of task.metrics: add it there."
+        )
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)

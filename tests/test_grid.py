@@ -165,7 +165,7 @@ def test_missing_table_entry_is_an_error_before_anything_runs(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=wnli"], "There is no task 'wnli': choose one of cola, mnli"),
+        (["task=wnli"], "There is no task 'wnli': choose one of cola, custom, mnli"),
         (["adapter=vera"], "There is no adapter 'vera'"),
         (["profile=papr"], "There is no profile 'papr': choose one of adhoc, embedded"),
         (["protocol.rate=1"], "Unknown setting"),

@@ -15,6 +15,7 @@ from condlora.glue.batches import Encoded, encode
 from condlora.glue.sources import load_text
 from condlora.glue.splits import Splits, make_splits, split_sha256
 from condlora.glue.tasks import Task, task_from_config
+from condlora.records import recipe
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def prepare(cfg: DictConfig) -> Data:
         for group in ("data", "task", "backbone")
     }
     settings["protocol"] = {key: cfg.protocol.get(key) for key in keys}
+    settings["content"] = recipe(cfg)["data"]  # a user's file may change under its name
     return _prepare(json.dumps(settings, sort_keys=True))
 
 
@@ -93,7 +95,8 @@ def _counts(task: Task, splits: Splits) -> dict:
     return {
         "counts": {name: len(split) for name, split in splits.items()},
         "test_parts": test_rows,
-        "official_counts": splits.source_train_rows == task.official_rows["train"]
+        "official_counts": task.official_rows is not None
+        and splits.source_train_rows == task.official_rows["train"]
         and test_rows == task.official_rows["test"],
     }
 

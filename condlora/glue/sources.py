@@ -1,7 +1,8 @@
-"""The three places GLUE text comes from, behind one function.
+"""The places text comes from, behind one function: three for GLUE's, two for a user's own (`condlora.glue.own`).
 
 All give a `datasets.DatasetDict` as `nyu-mll/glue` has it: the splits `train` and `validation` (MNLI:
-`validation_matched`, `validation_mismatched`), the task's text columns, and `label` (int; float for STS-B).
+`validation_matched`, `validation_mismatched`), the task's text columns, and `label` (int; float for STS-B). A
+user's have `train`, `test` and perhaps `validation`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import datasets
 from omegaconf import DictConfig
 
 from condlora.errors import DataError, NetworkError
+from condlora.glue.own import from_dataset, from_files, utf8
 from condlora.glue.synthetic import generate
 from condlora.glue.tasks import Task
 
@@ -38,9 +40,17 @@ def load_text(data: DictConfig, task: Task) -> datasets.DatasetDict:
         DataError: files are missing or malformed (with file and line), or a split or column lacks.
         NetworkError: the hub cannot be reached and holds no cached copy.
     """
-    load = {"hub": _from_hub, "directory": _from_directory, "synthetic": _from_generator}
+    of_glue = {"hub": _from_hub, "directory": _from_directory, "synthetic": _from_generator}
+    of_users = {"files": from_files, "dataset": from_dataset}
+    if data.source not in of_glue | of_users:
+        choices = "|".join(of_glue | of_users)
+        raise DataError(f"Unknown data source {data.source!r}: choose data={choices}.")
+    load = of_glue if task.official_rows is not None else of_users
     if data.source not in load:
-        raise DataError(f"Unknown data source {data.source!r}: choose data={'|'.join(load)}.")
+        raise DataError(
+            f"data={data.source} has no text of the task {task.name!r}: choose data={'|'.join(load)}"
+            f"{' or task=custom' * (load is of_glue)}."
+        )
     loaded = load[data.source](data, task)
     for split in ("train", *task.test_splits):
         if split not in loaded:
@@ -107,15 +117,9 @@ def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
 
 def _read_tsv(path: Path, task: Task) -> datasets.Dataset:
     """One file of a GLUE download folder; tab separated, unquoted, UTF-8 with or without a byte order mark."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} is missing: data.root needs {task.title}/train.tsv and so on."
-        ) from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line} is not UTF-8: convert the file.") from None
+    if not path.is_file():
+        raise DataError(f"{path} is missing: data.root needs {task.title}/train.tsv and so on.")
+    text = utf8(path)
     # split("\n"), because splitlines would also break at control characters inside sentences
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     field_columns, label_column = DOWNLOAD_COLUMNS[task.name]

@@ -39,17 +39,19 @@ def make_splits(
     """Split one task's text.
 
     `validation`: "tenth_of_train", or "test" for the authors' second recipe, which trains on the whole
-    training set and draws its curve on GLUE's validation set. `limit`: at most so many rows of the held-out
-    tenth are used, its first ones; the rest of it is not trained on.
+    training set and draws its curve on GLUE's validation set. A user's text may bring a validation split, which then
+    takes the tenth's place. `limit`: at most so many rows of the validation set are used, its first ones; the rest
+    of it is not trained on.
 
     Raises:
         ConfigError: an unknown `validation`, or a limit that does not fit it.
-        DataError: a label is missing (GLUE marks hidden labels -1) or only one class is in a split.
+        DataError: a label is missing (GLUE marks hidden labels -1), only one class is in a split, or a tenth of
+            train is no example.
     """
     columns = [*task.fields, "label"]
-    text = datasets.DatasetDict(
-        {name: text[name].select_columns(columns) for name in ("train", *task.test_splits)}
-    )
+    brings_validation = task.official_rows is None and "validation" in text
+    used = ("train", *("validation",) * brings_validation, *task.test_splits)
+    text = datasets.DatasetDict({name: text[name].select_columns(columns) for name in used})
     for name, split in text.items():
         _check_labels(np.asarray(split["label"]), task, name)
     test = datasets.concatenate_datasets([text[name] for name in task.test_splits])
@@ -58,15 +60,27 @@ def make_splits(
         raise ConfigError(
             f"protocol.validation_limit is {limit}: give a positive number with validation=tenth_of_train, or null."
         )
+    if validation == "test" and brings_validation:
+        raise ConfigError(
+            "protocol.validation=test, and data.validation brings another validation set: leave one of them out."
+        )
     if validation == "test":
         return Splits(text["train"], test, test, test_part, len(text["train"]))
     if validation != "tenth_of_train":
         raise ConfigError(
             f"Unknown protocol.validation {validation!r}: choose tenth_of_train or test."
         )
+    if brings_validation:
+        whole = text["validation"]
+        some = whole.select(range(min(limit or len(whole), len(whole))))
+        return Splits(text["train"], some, test, test_part, len(text["train"]))
     # What datasets' shuffle(seed=1) does, without its cache files.
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(text["train"]))
     held_out = round(len(order) * 0.1)
+    if held_out == 0:
+        raise DataError(
+            f"A tenth of the {len(order)} rows that {task.name} has to train on is no validation set: give more rows."
+        )
     return Splits(
         train=text["train"].select(order[held_out:]),
         validation=text["train"].select(order[:held_out][:limit]),

@@ -1,7 +1,8 @@
-"""The facts of a GLUE task, from `configs/task/<name>.yaml`."""
+"""The facts of a task, from `configs/task/<name>.yaml`: GLUE's, or a user's own (custom.yaml)."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Task:
-    """A task of GLUE (Wang et al. 2019).
+    """A task of GLUE (Wang et al. 2019), or of a user.
 
     fields: the one or two text columns, in the order the model reads them. labels: class names in label
-    order, or None for a score from 0 to 5 (STS-B). metrics: what is recorded; headline: the one that
-    picks the checkpoint. test_splits: GLUE splits that make up the test set.
+    order, or None for a number to predict, STS-B's from 0 to 5. metrics: what is recorded; headline: the one that
+    picks the checkpoint. test_splits: splits that make up the test set. official_rows: GLUE's counts, None for
+    another's task. label: the column of a user's data that is predicted.
     """
 
     name: str
@@ -23,7 +25,8 @@ class Task:
     metrics: tuple[str, ...]
     headline: str
     test_splits: tuple[str, ...]
-    official_rows: dict
+    official_rows: dict | None
+    label: str = "label"
 
     @property
     def is_regression(self) -> bool:
@@ -33,6 +36,14 @@ class Task:
     def num_labels(self) -> int:
         """Outputs of the head: one for regression, else one a class."""
         return 1 if self.labels is None else len(self.labels)
+
+
+def label_name(value: object) -> str:
+    """How a label is written, whatever a file makes of it: 1, 1.0 and "1.0" are "1", True and "TRUE" are "true"."""
+    text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def task_from_config(cfg: DictConfig) -> Task:
