@@ -47,6 +47,7 @@ from condlora.evaluation import collator, merged_speed, predict, score, test_sav
 from condlora.files import remove_scratch, write_atomically
 from condlora.glue.batches import training_batches
 from condlora.glue.prepare import Data, prepare
+from condlora.init_adapter import start_from
 from condlora.ownership import Claim
 from condlora.progress import RunBar, say
 from condlora.records import (
@@ -173,9 +174,15 @@ def streams(seed: int, task: str) -> dict[str, int]:
 
 
 def initialise(cfg: DictConfig, backbone: Backbone, seeds: dict[str, int]) -> PeftModel:
-    """Backbone with a new head, drawn first and so the same for every adapter, and a new adapter."""
+    """Backbone with a new head, drawn first and so the same for every adapter, and a new adapter.
+
+    Where the adapter's config says so, the adapter is another run's; see `condlora.init_adapter`.
+    """
     torch.manual_seed(seeds["initialisation"])
-    return add_adapter(fresh_model(backbone), cfg.adapter, backbone.head)
+    model = add_adapter(fresh_model(backbone), cfg.adapter, backbone.head)
+    if cfg.adapter.get("init_from"):
+        start_from(model, cfg.adapter, backbone)
+    return model
 
 
 def count_parameters(model: PeftModel, backbone: Backbone) -> dict[str, int]:

@@ -31,7 +31,7 @@ from condlora.errors import (
 )
 from condlora.ownership import living_owner
 from condlora.progress import say
-from condlora.records import read_record, recipe, recipe_hash, run_folder
+from condlora.records import read_record, recipe, recipe_hash, recipe_of_any_seed, run_folder
 from condlora.settings import check_settings
 
 POLL = 1.0  # seconds between two looks at other launchers' runs
@@ -243,7 +243,8 @@ def _compared_with_newest(cell: Cell, cells: list[Cell]) -> Cell:
         ),
         key=lambda record: record["finished_at"],
     )
-    if cell.record["recipe_hash"] == newest["recipe_hash"]:
+    theirs, ours = (recipe_of_any_seed(record["recipe"]) for record in (newest, cell.record))
+    if ours == theirs:
         return cell
     return replace(cell, state="stale", reason="made by another recipe than the newest run")
 

@@ -67,11 +67,12 @@ def recipe(cfg: DictConfig) -> dict:
 
     Left out: `runtime` (speed only) and what NOT_IN_RECIPE names; so changing one entry of a table makes
     only its cells stale, and moving the data folder makes none. A user's own data files stand in it as the SHA-256 of
-    their content: moved, they make no run stale; changed, they do.
+    their content: moved, they make no run stale; changed, they do. So does the adapter that a run starts from.
 
     Raises:
         ConfigError: a table has no entry for this task or adapter, or a mandatory value is missing.
         DataError: a user's data file does not exist.
+        RunFolderError: see `adapter_to_start_from`.
     """
     plain = {}
     for group in RECIPE_GROUPS:
@@ -92,7 +93,38 @@ def recipe(cfg: DictConfig) -> dict:
             ) from error
     for name in _own_files(plain["data"]):
         plain["data"][name] = content_sha256(_there(plain["data"][name], f"data.{name}"))
+    if plain["adapter"].get("init_from"):
+        weights = (
+            adapter_to_start_from(Path(plain["adapter"]["init_from"])) / "adapter_model.safetensors"
+        )
+        plain["adapter"]["init_from"] = content_sha256(weights)
     return plain
+
+
+def recipe_of_any_seed(plain: dict) -> dict:
+    """A recipe without what differs from seed to seed: the adapter that a run started from."""
+    adapter = {key: value for key, value in plain["adapter"].items() if key != "init_from"}
+    return plain | {"adapter": adapter}
+
+
+def adapter_to_start_from(folder: Path) -> Path:
+    """The adapter's folder that `adapter.init_from` names: of a finished run, or any that PEFT saved.
+
+    Raises:
+        RunFolderError: there is none, or the run is not finished or damaged.
+    """
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise RunFolderError(
+            f"There is no adapter in {folder} to start from: finish that run first, or set adapter.init_from."
+        )
+    if (adapter.parent / "record.json").is_file():
+        status = read_record(adapter.parent)["status"]
+        if status != "done":
+            raise RunFolderError(
+                f"The run in {adapter.parent}, to start from, is {status}: finish it first, or set adapter.init_from."
+            )
+    return adapter
 
 
 def _has_no_entry(node: DictConfig, key: str) -> bool:
