@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from analysis import typeset
 from analysis.figures import label
-from analysis.glue_scores import AVERAGE, POINTS, differences, scores
+from analysis.glue_scores import AVERAGE, POINTS, differences, scores, title
 from analysis.rules import Numbers, load_rules, runs_to_settle_equality
 from analysis.selection import REFERENCE, TASKS, adapter_order, open_study, task_order
 from analysis.significance import (
@@ -125,8 +125,11 @@ def _resampled_gap(
 
 
 def _adjusted(found: pd.DataFrame, numbers: Numbers) -> pd.DataFrame:
-    """Adds Holm's adjustment over each method's tasks and the seeds that would settle each row."""
-    family = [(row.adapter, row.task == AVERAGE) for row in found.itertuples()]
+    """Adds Holm's adjustment over each method's tasks and the seeds that would settle each row.
+
+    The average is a family of its own, and so are tasks that are not GLUE's.
+    """
+    family = [(row.adapter, row.task == AVERAGE, row.task in TASKS) for row in found.itertuples()]
     groups = found.groupby(pd.Series(family, index=found.index), sort=False)
     for name in ("p_difference", "p_equivalence", "p_outside"):
         found[f"{name}_holm"] = groups[name].transform(holm)
@@ -146,7 +149,7 @@ def table(found: pd.DataFrame, numbers: Numbers) -> typeset.Table:
         digits = 2 if row.task == AVERAGE else 1
         rows.append(
             [
-                TASKS.get(row.task, "Avg."),
+                title(row.task),
                 label(row.adapter),
                 typeset.spread(Summary(row.mean, row.sd, row.n), digits),
                 typeset.interval(row.t_low, row.t_high, digits),

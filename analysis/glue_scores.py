@@ -51,10 +51,11 @@ def scores(cells: list[Cell]) -> pd.DataFrame:
         }
         rows.append(row | {f"test_{name}": value for name, value in record["test"].items()})
     runs = pd.DataFrame(rows)
+    of_paper = runs[runs.task.isin(list(TASKS))]
     averages = [
         {"task": AVERAGE, "adapter": adapter, "seed": seed, "score_points": group.mean()}
-        for (adapter, seed), group in runs.groupby(["adapter", "seed"]).score_points
-        if set(runs.task[group.index]) == set(TASKS)
+        for (adapter, seed), group in of_paper.groupby(["adapter", "seed"]).score_points
+        if set(of_paper.task[group.index]) == set(TASKS)
     ]
     return pd.concat([runs, pd.DataFrame(averages)], ignore_index=True) if averages else runs
 
@@ -77,11 +78,15 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     adapters = sorted(set(runs.adapter), key=adapter_order)
     gaps = differences(runs)
 
+    own = own_tasks(runs)
+
     def ours(frame: pd.DataFrame, adapter: str, column: str) -> list[str]:
-        return _row(lambda task: typeset.spread(of(frame, adapter, task, column), _digits(task)))
+        return _row(
+            lambda task: typeset.spread(of(frame, adapter, task, column), _digits(task)), own
+        )
 
     def printed(value: Callable[[str], float]) -> list[str]:
-        return _row(lambda task: typeset.number(value(task), _digits(task)))
+        return _row(lambda task: typeset.number(value(task), _digits(task)), own)
 
     rows = [[label(a), *ours(runs, a, "score_points")] for a in adapters]
     rows += [
@@ -91,10 +96,12 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     ]
     majority = runs.groupby("task").majority_points.first()
     rows.append(["Commonest class", *printed(lambda task: majority.get(task, float("nan")))])
-    rows += _test_set(runs)
+    rows += _test_set(runs, own)
 
     def published_score(adapter: str, task: str) -> float:
-        return paper["mean_of_row"][adapter] if task == AVERAGE else paper["scores"][adapter][task]
+        if task == AVERAGE:
+            return paper["mean_of_row"][adapter]
+        return paper["scores"][adapter].get(task, float("nan"))
 
     for a in paper["scores"]:
         rows.append([f"Paper: {label(a)}", *printed(lambda t, a=a: published_score(a, t))])
@@ -112,8 +119,8 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     return typeset.Table(
         name="table2",
         title="Table 2: GLUE scores in points",
-        header=["", *TASKS.values(), "Avg.", "Avg. as printed"],
-        rows=[row + [typeset.UNDEFINED] * (len(TASKS) + 3 - len(row)) for row in rows],
+        header=["", *TASKS.values(), *own, "Avg.", "Avg. as printed"],
+        rows=[row + [typeset.UNDEFINED] * (len(TASKS) + len(own) + 3 - len(row)) for row in rows],
         data=runs,
         notes=[
             "Mean ± sd over seeds (n); differences of methods are paired by seed. MNLI: accuracy over matched and mismatched together (apart "
@@ -125,11 +132,17 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
             "not defined for CoLA's and STS-B's correlations.",
             "The averages the paper prints are not the means of the rows it prints. Both are "
             "shown: Avg. is the mean of the printed row, and differences use it.",
+            *[f"Not of GLUE and no part of an average: {', '.join(own)}."] * bool(own),
         ],
     )
 
 
-def _test_set(runs: pd.DataFrame) -> list[list[str]]:
+def own_tasks(runs: pd.DataFrame) -> list[str]:
+    """Tasks that are not the paper's: a user's own, shown beside GLUE's and averaged with none."""
+    return sorted(set(runs.task) - {*TASKS, AVERAGE})
+
+
+def _test_set(runs: pd.DataFrame, own: list[str]) -> list[list[str]]:
     """The number of test examples of each task, and what one of them is worth."""
     first = runs.groupby("task").first()
     sizes, worth = {}, {}
@@ -138,7 +151,7 @@ def _test_set(runs: pd.DataFrame) -> list[list[str]]:
         sizes[task] = f"{n:,}"
         worth[task] = typeset.number(one_example_points(first.headline[task], n), 2)
     return [
-        [name, *_row(lambda task, of=of: of.get(task, typeset.UNDEFINED))]
+        [name, *_row(lambda task, of=of: of.get(task, typeset.UNDEFINED), own)]
         for name, of in (("Test examples, n", sizes), ("One test example", worth))
     ]
 
@@ -153,7 +166,7 @@ def draw_differences(
     gaps = differences(runs)
     if gaps.empty:
         return None
-    tasks = [t for t in [*TASKS, AVERAGE] if t in set(gaps.task)]
+    tasks = [t for t in [*TASKS, *own_tasks(gaps), AVERAGE] if t in set(gaps.task)]
     adapters = sorted(set(gaps.adapter), key=adapter_order)
     fig, ax = plt.subplots(figsize=(5.2, 0.32 * len(tasks) + 0.9), layout="constrained")
     margin_points = load_rules(margin_points)[0].margin_points
@@ -166,7 +179,7 @@ def draw_differences(
         # Seeds below each other, so that equal differences do not hide each other.
         height = chosen.task.map(tasks.index) + 0.15 * n + 0.07 * chosen.groupby("task").cumcount()
         ax.scatter(chosen.points, height, s=22, linewidths=0, alpha=0.8, **style)
-    ax.set_yticks(range(len(tasks)), [TASKS.get(task, "Avg.") for task in tasks])
+    ax.set_yticks(range(len(tasks)), [title(task) for task in tasks])
     ax.set_ylim(len(tasks) - 0.3, -0.4)
     ax.set_xlabel("score less LoRA's of the same seed, points")
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
@@ -182,8 +195,8 @@ def section(
     if path:
         gaps = differences(runs)
         means = [
-            f"{name} {typeset.number(gaps.points[gaps.task == task].mean(), 1)}"
-            for task, name in TASKS.items()
+            f"{title(task)} {typeset.number(gaps.points[gaps.task == task].mean(), 1)}"
+            for task in [*TASKS, *own_tasks(gaps)]
             if task in set(gaps.task)
         ]
         alt = "Score less LoRA's by task, one dot per seed; means in points: " + ", ".join(means)
@@ -194,8 +207,13 @@ def section(
     )
 
 
-def _row(text: Callable[[str], str]) -> list[str]:
-    return [text(task) for task in [*TASKS, AVERAGE]]
+def title(task: str) -> str:
+    """A task as tables name it."""
+    return "Avg." if task == AVERAGE else TASKS.get(task, task)
+
+
+def _row(text: Callable[[str], str], own: list[str]) -> list[str]:
+    return [text(task) for task in [*TASKS, *own, AVERAGE]]
 
 
 def _digits(task: str) -> int:

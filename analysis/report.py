@@ -122,8 +122,12 @@ def limits(done: list[Cell], alpha: float) -> list[str]:
             "Scores, φ and speeds here are other quantities than the paper's: their differences "
             "from its numbers measure the backbone, and only the direction of a claim carries over."
         )
-    if not all(record["data"]["official_counts"] for record in records):
-        sources = listed(record["data"]["source"] for record in records)
+    own = listed(cell.task for cell in done if cell.task not in TASKS)
+    if own:
+        lines.append(f"The paper has no such task: {own}.")
+    glue = [cell.record for cell in done if cell.task in TASKS]
+    if not all(record["data"]["official_counts"] for record in glue):
+        sources = listed(record["data"]["source"] for record in glue)
         lines.append(
             f"The data ({sources}) are not GLUE as published, so no score here is a GLUE score; "
             "a task is named after the GLUE task it stands in for."

@@ -106,7 +106,8 @@ METRICS_OF_NUMBERS = ("pearson", "spearman")
 
 def check_own_task(task: DictConfig) -> None:
     """Raise a ConfigError if a user's task has no meaning."""
-    if (CONFIGS / "task" / f"{task.name}.yaml").exists():
+    # "average" is a row of the tables.
+    if (CONFIGS / "task" / f"{task.name}.yaml").exists() or task.name == "average":
         raise ConfigError(
             f"task.name={task.name} is taken, and its scores would pass for that task's: choose another name."
         )

@@ -283,3 +283,17 @@ def test_stacks_keep_the_order_of_their_cells(cell, load):
     stack = next(s for s in load_stacks(cells, load) if s.module == "value")
     assert [c.seed for c in stack.cells] == [1, 0]
     assert torch.equal(stack.A[0], load(cells[0].folder)["value"].A)
+
+
+def test_a_users_own_task_stands_beside_glues_and_is_averaged_with_none(cell):
+    glue = [cell(task, a, 0) for task in TASKS for a in ("lora", "condlora")]
+    own = [cell("mine", "lora", 0, score=0.1), cell("mine", "condlora", 0, score=0.3)]
+    of_glue, both = (
+        glue_scores.table2(glue_scores.scores(finished(cells))) for cells in (glue, glue + own)
+    )
+    place = both.header.index("mine")
+    assert both.header[:place] + both.header[place + 1 :] == of_glue.header
+    for row, alone in zip(both.rows, of_glue.rows, strict=True):
+        assert row[:place] + row[place + 1 :] == alone
+    assert [row[place] for row in both.rows[:3]] == ["10.0 ± – (1)", "30.0 ± – (1)", "20.0 ± – (1)"]
+    assert any("no part of an average: mine" in note for note in both.notes)
