@@ -3,6 +3,7 @@
 import ast
 import copy
 import re
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from condlora.grid import compose_cells
+from condlora import finetune
+from condlora.grid import compose_cells, preflight
 from condlora.records import recipe
 from tests.tasks import GLUE_TASKS, ROOT
 
@@ -107,12 +109,39 @@ def test_readme_names_what_exists():
         assert (ROOT / path).exists(), path
 
 
+def train_commands():
+    """The words of each `python scripts/train.py` in the README, Hydra's own aside."""
+    commands = re.findall(
+        r"^python scripts/train.py (.*)$", README.replace("\\\n", " "), re.MULTILINE
+    )
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        yield [word for word in words if not word.startswith(("-", "hydra"))]
+
+
 def test_readme_overrides_compose():
-    commands = re.findall(r"^python scripts/train.py (.*)$", README, re.MULTILINE)
+    commands = list(train_commands())
     assert commands
     for words in commands:
-        words = [w for w in words.split("#")[0].split() if not w.startswith(("-", "hydra"))]
         assert compose_cells(tuple(words)), words
+
+
+def test_readme_command_for_your_own_data_runs(tmp_path, monkeypatch):
+    """Word for word, but for a toy backbone and fewer steps."""
+    (words,) = (words for words in train_commands() if "task=custom" in words)
+    rows = [
+        f"Book {i},It was {'bad' if i % 2 else 'good'}.,{'bad' if i % 2 else 'good'}"
+        for i in range(30)
+    ]
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("\n".join(["title,body,stars", *rows, ""]))
+    monkeypatch.chdir(tmp_path)
+    words = [*words, "backbone=tiny", "protocol.max_steps=4", "runtime.threads=1"]
+    words.remove("backbone=minilm")
+    preflight(words)
+    records = [finetune.run(cfg) for cfg in compose_cells(tuple(words))]
+    assert [record["adapter"] for record in records] == ["lora", "condlora"]
+    assert all(record["data"]["counts"]["test"] == 30 for record in records)
 
 
 def test_readme_use_in_your_own_code_runs(tmp_path, monkeypatch):
