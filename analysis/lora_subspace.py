@@ -98,7 +98,8 @@ def gaussian_factors(
     if stack.adapter != "condlora":
         A = subspace.gaussian((draws, L, r, width), generator)
         return A, subspace.gaussian((draws, L, out, r), generator)
-    from condlora.tuner.layer import make_factors, theta_shapes  # it imports PEFT: seconds
+    # Here, as it imports PEFT, which takes seconds.
+    from condlora.tuner.methods.condlora import make_factors, theta_shapes
 
     form = stack.cells[0].record["recipe"]["adapter"]["config"]["form"]
     shapes = theta_shapes(out, width, draws * r, form)

@@ -20,14 +20,10 @@ from peft.utils import get_peft_model_state_dict
 
 from condlora.errors import AdapterError, NetworkError, RunFolderError, first_line
 from condlora.tuner.adapter_folder import AUTO_CLASSES
+from condlora.tuner.config import CondLoraConfig, method_of
 from condlora.tuner.lora_export import check_condlora, export_lora
 from condlora.tuner.model import CondLoraModel
 
-FORMULAS = {
-    "code": "A = theta_A Wᵀ, B = W theta_Bᵀ",
-    "literal": "A = theta_A Wᵀ, B = Wᵀ theta_Bᵀ",
-    "consistent": "A = theta_A W, B = W theta_Bᵀ",
-}
 LORA_SUBFOLDER = "lora"
 
 
@@ -110,9 +106,8 @@ def model_card(
         tags=["condlora", *([f"base_model:adapter:{base}"] if base else [])],
     )
     parts = [
-        f"# CondLoRA adapter for {_inline(base or 'a model without a name')}",
-        "[CondLoRA](https://arxiv.org/abs/2403.14946) makes the matrices A and B of LoRA in every layer from "
-        f"that layer's own frozen weight W, by maps that layers share: {FORMULAS[config.form]}.",
+        f"# {method_of(config).title} adapter for {_inline(base or 'a model without a name')}",
+        _what_it_is(config),
         _settings(model, adapter_name, facts),
         *_scores(facts),
         _how_to_load(model, repo_id, adapter_name, has_lora),
@@ -169,6 +164,17 @@ def push_to_hub(
             ) from error
 
 
+def _what_it_is(config: CondLoraConfig) -> str:
+    method = method_of(config)
+    link = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})"
+    if config.method == "condlora":
+        return (
+            f"{link} makes the matrices A and B of LoRA in every layer from "
+            f"that layer's own frozen weight W, by maps that layers share: {method.formula}."
+        )
+    return f"{link} makes the matrices A and B of LoRA in every layer so: {method.formula}."
+
+
 def _settings(model: PeftModel, adapter_name: str, facts: Facts) -> str:
     config = model.peft_config[adapter_name]
     tensors = get_peft_model_state_dict(
@@ -182,14 +188,16 @@ def _settings(model: PeftModel, adapter_name: str, facts: Facts) -> str:
     others = sum(t.numel() for t in tensors.values()) - maps
     rows = {
         "task": facts.task,
-        "form": config.form,
+        "method": None if config.method == "condlora" else config.method,
+        "options": ", ".join(f"{name} = {value}" for name, value in config.options.items()) or None,
+        "form": getattr(method_of(config), "form", None),
         "r": _with_pattern(config.r, config.rank_pattern),
         "alpha": _with_pattern(config.lora_alpha, config.alpha_pattern),
         "scaling": "alpha / √r" if config.use_rslora else "alpha / r",
         "target modules": _listed(config.target_modules),
         "trained whole": _listed(saved),
         "biases": None if config.bias == "none" else config.bias,
-        "trainable parameters": f"{maps + others:,}: {maps:,} in the maps, {others:,} in heads and biases",
+        "trainable parameters": f"{maps + others:,}: {maps:,} in {'the maps' if config.method == 'condlora' else 'A and B'}, {others:,} in heads and biases",
         "seed": facts.seed,
     }
     table = [f"| {name} | {_inline(value)} |" for name, value in rows.items() if value is not None]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from peft import PeftConfig
 
 from condlora.errors import AdapterError
+from condlora.tuner.methods import Method, make_method, options_of
 
 
 class CondLoraType(str, enum.Enum):  # noqa: UP042 - as PEFT's own, whose str() it splits at the dot
@@ -25,7 +26,7 @@ BIAS = ("none", "all", "condlora_only")
 
 @dataclass
 class CondLoraConfig(PeftConfig):
-    """CondLoRA (Kim et al. 2024): A and B of every layer made from its own frozen weight W.
+    """CondLoRA (Kim et al. 2024): A and B of every layer made from its own frozen weight W; or another `method`.
 
     One pair of linear maps theta_A, theta_B serves all target modules of a sharing group; the update is
     `scaling * B A`. Defaults are the paper's (Table 1).
@@ -38,6 +39,9 @@ class CondLoraConfig(PeftConfig):
             "code"       A = theta_A W^T, B = W theta_B^T    the released code; square W only
             "literal"    A = theta_A W^T, B = W^T theta_B^T  equations 5 and 6 with W0 = W; square W only
             "consistent" A = theta_A W,   B = W theta_B^T    equations 5 and 6 with W0 = W^T; any shape
+        method: "condlora", or another of `condlora.tuner.methods`: its controls, and other ways to share or
+            generate A and B.
+        options: the options of that method; those left out are filled in. CondLoRA itself has none.
         sharing: which target modules share one pair of maps:
             "path"       those whose path differs only in the layer index, as in the paper
             "shape"      all whose weight has one shape
@@ -64,6 +68,8 @@ class CondLoraConfig(PeftConfig):
     lora_alpha: int = 8
     lora_dropout: float = 0.0
     form: Literal["code", "literal", "consistent"] = "code"
+    method: str = "condlora"
+    options: dict[str, Any] = field(default_factory=dict)
     sharing: Literal["path", "shape"] = "path"
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -88,6 +94,7 @@ class CondLoraConfig(PeftConfig):
             value = getattr(self, name)
             if value not in choices:
                 raise AdapterError(f"Unknown {name} {value!r}: choose one of {', '.join(choices)}.")
+        self.options = options_of(method_of(self))
         for name, r in {"r": self.r, **self.rank_pattern}.items():
             if not isinstance(r, int) or r < 1:
                 raise AdapterError(f"The rank {name} is {r!r}: give a positive whole number.")
@@ -104,3 +111,15 @@ class CondLoraConfig(PeftConfig):
             raise AdapterError(
                 "layers_pattern names the layers that layers_to_transform counts: set layers_to_transform too."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT; CondLoRA's own file says nothing of methods, so that what it holds stays as it was without them."""
+        said = super().to_dict()
+        if self.method == "condlora":
+            del said["method"], said["options"]
+        return said
+
+
+def method_of(config: CondLoraConfig) -> Method:
+    """The method that a config names, with its options; an AdapterError says what it cannot have."""
+    return make_method(config.method, config.options, config.form)

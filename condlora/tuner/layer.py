@@ -1,9 +1,9 @@
-"""The adapted linear layer: y = W x + s B (A x), with A and B made from W by maps shared between layers.
+"""The adapted linear layer: y = W x + s B (A x), with A and B made as its method says; CondLoRA's is from W.
 
 Notation: W is the frozen weight as `nn.Linear` keeps it, (out, in); A is (r, in), B (out, r), s the scaling.
-Of the layers that share a pair of maps the first holds them, in its `condlora_theta_A` and `condlora_theta_B`;
-the others refer to them. So a state dict holds each map once, with no tuner needed to find it, and a loaded or
-replaced parameter is seen by every layer.
+Of the layers that share a tensor (CondLoRA's maps theta_A and theta_B) the first holds it, in its
+`condlora_theta_A`; the others refer to it. So a state dict holds each map once, with no tuner needed to find it,
+and a loaded or replaced parameter is seen by every layer.
 """
 
 from __future__ import annotations
@@ -13,33 +13,17 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
+from condlora.tuner.config import method_of
+from condlora.tuner.methods.base import Derived, Method, Trained, kaiming
 
-Maps = tuple[nn.ParameterDict, nn.ParameterDict]  # theta_A and theta_B by adapter name
-
-
-def make_factors(W: torch.Tensor, theta_A: torch.Tensor, theta_B: torch.Tensor, form: str):
-    """A (r, in) and B (out, r) of one layer from its frozen weight W (out, in).
-
-    theta_A and theta_B are (r, in) or (r, out), see `theta_shapes`. Source: equations 5 and 6 of the
-    paper; "code" is what the authors' released layer computes.
-    """
-    A = theta_A @ W if form == "consistent" else theta_A @ W.T
-    # B as the transpose of a product with theta_B in front: with gradients a third faster than W theta_B^T.
-    B = (theta_B @ W if form == "literal" else theta_B @ W.T).T
-    return A, B
-
-
-def theta_shapes(out_features: int, in_features: int, r: int, form: str):
-    """Shapes of theta_A and theta_B for a weight of shape (out, in); the inverse reading of `make_factors`."""
-    shape_A = (r, out_features if form == "consistent" else in_features)
-    shape_B = (r, out_features if form == "literal" else in_features)
-    return shape_A, shape_B
+Held = nn.ParameterDict | BufferDict  # one tensor by adapter name, trained or derived
 
 
 def _processes() -> int:
@@ -48,31 +32,35 @@ def _processes() -> int:
 
 
 class CondLoraLayer(BaseTunerLayer):
-    """What PEFT expects of an adapted layer, over maps that it may share with others."""
+    """What PEFT expects of an adapted layer, over tensors that it may share with others."""
 
-    adapter_layer_names = ("condlora_theta_A", "condlora_theta_B")
-    other_param_names = (
+    settings = (
         "r",
         "lora_alpha",
         "scaling",
-        "form",
+        "use_rslora",
+        "method",
         "group",
-        "maps",
+        "tensors",
+        "next_layer",
+        "drawn_rank",
         "lora_dropout",
         "made",
     )
 
     def __init__(self, base_layer: nn.Module):
         self.base_layer = base_layer
-        self.condlora_theta_A = nn.ParameterDict({})  # those that this layer holds
-        self.condlora_theta_B = nn.ParameterDict({})
-        self.maps: dict[
-            str, Maps
-        ] = {}  # by adapter: the dictionaries of the layer that holds its maps
+        # By adapter and name: the dictionary with the tensor, this layer's or that of the layer that holds it.
+        self.tensors: dict[str, dict[str, Held]] = {}
+        self.next_layer: dict[
+            str, CondLoraLayer
+        ] = {}  # for methods that read the weight of another
+        self.drawn_rank: dict[str, int] = {}  # in training, for nested methods
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
-        self.form: dict[str, str] = {}
+        self.use_rslora: dict[str, bool] = {}
+        self.method: dict[str, Method] = {}
         self.group: dict[str, str] = {}
         self.lora_dropout = nn.ModuleDict({})
         self.made: dict[str, tuple] = {}  # A and B made at inference, see `_factors`
@@ -83,13 +71,26 @@ class CondLoraLayer(BaseTunerLayer):
         self._pretrained: tuple | None = None  # the base layer's weight while adapters are merged
         self._dequantised: torch.Tensor | None = None
 
+    @property
+    def adapter_layer_names(self) -> tuple[str, ...]:
+        """The attributes with what is trained and held here; they come with the adapters that need them."""
+        return tuple(n for n, held in self._modules.items() if isinstance(held, nn.ParameterDict))
+
+    @property
+    def other_param_names(self) -> tuple[str, ...]:
+        derived = (n for n, held in self._modules.items() if isinstance(held, BufferDict))
+        return (*self.settings, *derived)
+
     def _get_available_adapters(self) -> set[str]:
         return set(self.group)
 
-    def theta(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """theta_A and theta_B that make this layer's factors, wherever they are held."""
-        theta_A, theta_B = self.maps[adapter_name]
-        return theta_A[adapter_name], theta_B[adapter_name]
+    def theta(self, adapter_name: str) -> tuple[nn.Parameter, ...]:
+        """The trained tensors that make this layer's factors, wherever they are held: theta_A and theta_B."""
+        return tuple(
+            held[adapter_name]
+            for held in self.tensors[adapter_name].values()
+            if isinstance(held, nn.ParameterDict)
+        )
 
     def frozen_weight(self) -> torch.Tensor:
         """W (out, in): the pretrained weight, also while adapters are merged into the base layer.
@@ -104,11 +105,19 @@ class CondLoraLayer(BaseTunerLayer):
         weight = self.get_base_layer().weight if self._pretrained is None else self._pretrained[0]
         return weight.T if self.is_conv1d else weight
 
+    def read_weight(self, adapter_name: str) -> torch.Tensor:
+        """The frozen weight that the method is given: this layer's, or the next one's in a control."""
+        return self.next_layer.get(adapter_name, self).frozen_weight()
+
     def materialise(self, adapter_name: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
-        """A (r, in) and B (out, r) of this layer, in the dtype of the maps; differentiable."""
-        W = self.frozen_weight()
-        theta_A, theta_B = (theta.to(W.device) for theta in self.theta(adapter_name))
-        return make_factors(W.to(theta_A.dtype), theta_A, theta_B, self.form[adapter_name])
+        """A (r, in) and B (out, r) of this layer, in the dtype of what is trained; differentiable."""
+        device, dtype = self.frozen_weight().device, self.theta(adapter_name)[0].dtype
+        tensors = {
+            name: held[adapter_name].to(device, dtype)
+            for name, held in self.tensors[adapter_name].items()
+        }
+        W = self.read_weight(adapter_name).to(device)
+        return self.method[adapter_name].factors(W, **tensors)
 
     def _factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B for the forward pass: made anew in training, once at inference.
@@ -119,7 +128,7 @@ class CondLoraLayer(BaseTunerLayer):
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self.training or torch.is_grad_enabled() or is_traced:
             return self.materialise(adapter_name)
-        sources = (*self.theta(adapter_name), self.frozen_weight())
+        sources = (*self.theta(adapter_name), self.read_weight(adapter_name))
         device = sources[0].device.type  # autocast decides what dtype A and B come out in
         state = [torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
         try:
@@ -134,6 +143,14 @@ class CondLoraLayer(BaseTunerLayer):
             self.made[adapter_name] = (state, kept)
         return kept
 
+    def cut(self, A, B, adapter_name: str, rank: int):
+        """The leading `rank` ranks of A and B, and the scaling of an adapter of that rank."""
+        ratio = self.r[adapter_name] / rank
+        scaling = self.scaling[adapter_name] * (
+            math.sqrt(ratio) if self.use_rslora[adapter_name] else ratio
+        )
+        return A[:rank], B[:, :rank], scaling
+
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """What merging adds to the base layer's weight, in that weight's own layout: s B A."""
         A, B = self.materialise(adapter_name)
@@ -146,7 +163,7 @@ class CondLoraLayer(BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device=None) -> None:
         # PEFT's own also casts to the base layer's dtype, which would round float32 maps that were loaded.
         device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
-        for held in (self.condlora_theta_A, self.condlora_theta_B):
+        for held in (getattr(self, name) for name in self.adapter_layer_names):
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name].data = held[adapter_name].data.to(device)
 
@@ -166,32 +183,50 @@ class Linear(nn.Module, CondLoraLayer):
         r: int,
         lora_alpha: int,
         group: str,
+        path: str,
         config,
-        maps: Maps | None,
+        holder: CondLoraLayer | None,
     ) -> None:
-        """Put one more adapter on this layer; `maps` are those of its sharing group, None to make and hold them."""
+        """Put one more adapter on this layer; `holder` is the first of its sharing group, None if this is."""
         self.r[adapter_name] = r
         self.lora_alpha[adapter_name] = lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
-        self.form[adapter_name] = config.form
+        self.use_rslora[adapter_name] = config.use_rslora
+        self.method[adapter_name] = method_of(config)
         self.group[adapter_name] = group
         self.lora_dropout[adapter_name] = (
             nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         )
-        if maps is None:
-            maps = (self.condlora_theta_A, self.condlora_theta_B)
-            self._draw(adapter_name, config.init_weights)
-        self.maps[adapter_name] = maps
+        self.tensors[adapter_name] = {}
+        tensors = self.method[adapter_name].tensors(self.frozen_weight(), r)
+        for name, tensor in tensors.items():
+            if tensor.is_shared and holder is not None:
+                self.tensors[adapter_name][name] = holder.tensors[adapter_name][name]
+            elif isinstance(tensor, Trained):
+                self._hold_trained(adapter_name, name, tensor, config.init_weights)
+            else:
+                self._hold_derived(adapter_name, name, tensor, group if tensor.is_shared else path)
 
-    def _draw(self, adapter_name: str, init_weights: bool) -> None:
+    def _hold_trained(self, adapter_name: str, name: str, tensor: Trained, init: bool) -> None:
         W = self.frozen_weight()
-        shapes = theta_shapes(*W.shape, self.r[adapter_name], self.form[adapter_name])
-        held = (self.condlora_theta_A, self.condlora_theta_B)
-        for thetas, shape, is_zero in zip(held, shapes, (False, init_weights), strict=True):
-            theta = torch.zeros(shape, dtype=W.dtype, device=W.device)
-            if not is_zero:
-                nn.init.kaiming_uniform_(theta, a=math.sqrt(5))
-            thetas[adapter_name] = nn.Parameter(theta)
+        values = torch.empty(tensor.shape, dtype=W.dtype, device=W.device)
+        start = kaiming if tensor.start is nn.init.zeros_ and not init else tensor.start
+        held = self._held(f"condlora_{name}", nn.ParameterDict)
+        held[adapter_name] = nn.Parameter(start(values))
+        self.tensors[adapter_name][name] = held
+
+    def _hold_derived(self, adapter_name: str, name: str, tensor: Derived, place: str) -> None:
+        W = self.frozen_weight()
+        held = self._held(f"condlora_derived_{name}", BufferDict)
+        self.tensors[adapter_name][name] = held
+        if not W.is_meta:
+            values = tensor.make(self.method[adapter_name].generator(f"{place}/{name}"))
+            held[adapter_name] = values.to(W.device, torch.promote_types(W.dtype, torch.float32))
+
+    def _held(self, attribute: str, kind: type[Held]) -> Held:
+        if not hasattr(self, attribute):
+            setattr(self, attribute, kind())
+        return getattr(self, attribute)
 
     def train(self, mode: bool = True):
         self.made.clear()
@@ -234,8 +269,11 @@ class Linear(nn.Module, CondLoraLayer):
                 "model whole, in half precision or quantised, or export the adapter to LoRA."
             )
         A, B = self._factors(adapter_name)
+        scaling = self.scaling[adapter_name]
+        if self.training and adapter_name in self.drawn_rank:
+            A, B, scaling = self.cut(A, B, adapter_name, self.drawn_rank[adapter_name])
         x = self.lora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
-        return F.linear(F.linear(x, A), B) * self.scaling[adapter_name]
+        return F.linear(F.linear(x, A), B) * scaling
 
     def _add_by_row(
         self, result: torch.Tensor, x: torch.Tensor, adapter_names: list[str]

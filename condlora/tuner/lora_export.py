@@ -1,4 +1,4 @@
-"""Export: a CondLoRA adapter as the LoRA adapter that it is once A and B are made from W.
+"""Export: an adapter of CondLoRA or its kin as the LoRA adapter that it is once A and B are made.
 
 Exact, of the same rank and without SVD: the factors are what the layer itself multiplies by. The result is
 read by stock PEFT and by engines that serve LoRA adapters, with no condlora installed.
@@ -27,7 +27,13 @@ Layers = dict[str, CondLoraLayer]  # by path in the base model
 
 
 @torch.no_grad()
-def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> LoraConfig:
+def export_lora(
+    model: PeftModel,
+    folder: str | Path,
+    adapter_name: str = "default",
+    *,
+    rank: int | None = None,
+) -> LoraConfig:
     """Write one CondLoRA adapter of a model as a standard LoRA adapter, and return its config.
 
     `folder` gets adapter_config.json (peft_type LORA) and adapter_model.safetensors: A (r, in) and B (out, r)
@@ -37,8 +43,11 @@ def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "defau
     The config's r is the largest of the layers' ranks, by which engines reserve memory; layers of another rank
     or alpha are in rank_pattern and alpha_pattern, which PEFT reads and some engines do not.
 
+    `rank` cuts an adapter of a nested method (DyLoRA) to its leading ranks, as it was trained to be.
+
     Raises:
-        AdapterError: the model has no CondLoRA adapter of this name, or `folder` holds something else.
+        AdapterError: the model has no CondLoRA adapter of this name, `folder` holds something else, or the adapter
+            cannot be cut to that rank.
     """
     check_condlora(model, adapter_name)
     layers = {
@@ -46,6 +55,8 @@ def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "defau
         for path, module in model.get_base_model().named_modules()
         if isinstance(module, CondLoraLayer) and adapter_name in module.r
     }
+    if rank is not None:
+        _check_cut(layers, adapter_name, rank)
     # Heads and biases, under the names that PEFT gives them; the maps are what A and B replace.
     tensors = {
         key: tensor
@@ -54,9 +65,11 @@ def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "defau
     }
     for path, layer in layers.items():
         A, B = layer.materialise(adapter_name)
+        if rank is not None:
+            A, B, _ = layer.cut(A, B, adapter_name, rank)
         tensors[f"base_model.model.{path}.lora_A.weight"] = A
         tensors[f"base_model.model.{path}.lora_B.weight"] = B
-    config = _lora_config(model, layers, adapter_name)
+    config = _lora_config(model, layers, adapter_name, rank)
     write_adapter(folder, config, tensors)
     return config
 
@@ -75,9 +88,21 @@ def check_condlora(model: nn.Module, adapter_name: str) -> None:
         )
 
 
-def _lora_config(model: PeftModel, layers: Layers, adapter_name: str) -> LoraConfig:
+def _check_cut(layers: Layers, adapter_name: str, rank: int) -> None:
+    smallest = min(layer.r[adapter_name] for layer in layers.values())
+    if not all(layer.method[adapter_name].is_nested for layer in layers.values()):
+        raise AdapterError(
+            "rank cuts an adapter that was trained for it, with method dylora: leave rank out."
+        )
+    if not 1 <= rank <= smallest:
+        raise AdapterError(f"rank is {rank}: choose one from 1 to {smallest}, which was trained.")
+
+
+def _lora_config(
+    model: PeftModel, layers: Layers, adapter_name: str, rank: int | None
+) -> LoraConfig:
     own = model.peft_config[adapter_name]
-    ranks = {path: layer.r[adapter_name] for path, layer in layers.items()}
+    ranks = {path: rank or layer.r[adapter_name] for path, layer in layers.items()}
     alphas = {path: _alpha(layer, adapter_name, own.use_rslora) for path, layer in layers.items()}
     r = max(ranks.values())
     alpha = Counter(alphas[path] for path in layers if ranks[path] == r).most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""CondLoRA as a PEFT tuner: which modules share a pair of maps, and where the pair is held.
+"""CondLoRA and its kin as a PEFT tuner: which modules share a pair of maps, and where the pair is held.
 
 A sharing group is, by default, the set of target modules whose paths differ only in the layer index (all
 query projections, say). Its maps are parameters of the first of its layers, so that everything PEFT does by
@@ -21,8 +21,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
-from condlora.tuner.config import CondLoraConfig
-from condlora.tuner.layer import CondLoraLayer, Linear, theta_shapes
+from condlora.tuner.config import CondLoraConfig, method_of
+from condlora.tuner.layer import CondLoraLayer, Linear
+from condlora.tuner.methods.base import Method
 
 
 def layer_index(path: str) -> int | None:
@@ -44,14 +45,17 @@ class CondLoraModel(BaseTuner):
     tuner_layer_cls = CondLoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def maps(self, adapter_name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """theta_A and theta_B of every sharing group of an adapter."""
-        layers = (m for m in self.model.modules() if isinstance(m, CondLoraLayer))
-        return {
-            layer.group[adapter_name]: layer.theta(adapter_name)
-            for layer in layers
-            if adapter_name in layer.group
-        }
+    def maps(self, adapter_name: str = "default") -> dict[str, tuple[nn.Parameter, ...]]:
+        """What is trained in the first layer of every sharing group: with CondLoRA theta_A and theta_B."""
+        groups = self._groups(adapter_name)
+        return {name: layers[0].theta(adapter_name) for name, layers in groups.items()}
+
+    def _groups(self, adapter_name: str) -> dict[str, list[CondLoraLayer]]:
+        groups: dict[str, list[CondLoraLayer]] = {}
+        for module in self.model.modules():
+            if isinstance(module, CondLoraLayer) and adapter_name in module.group:
+                groups.setdefault(module.group[adapter_name], []).append(module)
+        return groups
 
     def inject_adapter(self, model, adapter_name, *args, state_dict=None, **kwargs) -> None:
         # Of a state dict PEFT would take the targets, and one of ours names only the layers that hold maps.
@@ -63,6 +67,20 @@ class CondLoraModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.sharing == "shape":
             _check_shapes_named(config, self.maps(adapter_name))
+        method = method_of(config)
+        if method.reads_next_layer:
+            self._link_layers(adapter_name)
+        if method.is_nested:
+            model.register_forward_pre_hook(partial(_draw_rank, adapter_name=adapter_name))
+
+    def _link_layers(self, adapter_name: str) -> None:
+        for group, layers in self._groups(adapter_name).items():
+            if len(layers) < 2:
+                raise AdapterError(
+                    f"{group} is one layer, and this method gives each layer another's weight: adapt at least two."
+                )
+            for layer, following in zip(layers, [*layers[1:], layers[0]], strict=True):
+                layer.next_layer[adapter_name] = following
 
     def _create_and_replace(
         self,
@@ -86,17 +104,19 @@ class CondLoraModel(BaseTuner):
         r_key, alpha_key = (get_pattern_key(pattern.keys(), named) for pattern in patterns)
         r = config.rank_pattern.get(r_key, config.r)
         alpha = config.alpha_pattern.get(alpha_key, config.lora_alpha)
-        check_fit(config, r, shape, current_key)
+        method = method_of(config)
+        check_fit(config, method, r, shape, current_key)
         holder = self._holder(adapter_name, group)
-        if holder is not None:
-            _check_shared(holder, adapter_name, r, alpha, shape, config.form, current_key)
+        if holder is not None and method.shares(layer.frozen_weight(), r):
+            _check_shared(holder, adapter_name, r, alpha, shape, current_key)
         layer.update_layer(
             adapter_name,
             r=r,
             lora_alpha=alpha,
             group=group,
+            path=current_key,
             config=config,
-            maps=None if holder is None else holder.maps[adapter_name],
+            holder=holder,
         )
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -140,7 +160,7 @@ class CondLoraModel(BaseTuner):
         maps = {
             key: own[key].shape
             for key in own
-            if f".{cls.prefix}theta_" in f".{key}" and key.endswith(f".{adapter_name}")
+            if f".{cls.prefix}" in f".{key}" and key.endswith(f".{adapter_name}")
         }
         for key in sorted(set(maps) - found_names):
             raise AdapterError(
@@ -209,6 +229,15 @@ def _pass_names(module, args, kwargs, names: list[str]):
     return args, kwargs | {"adapter_names": names}
 
 
+def _draw_rank(model: nn.Module, _, *, adapter_name: str) -> None:
+    """For a nested method, before each forward pass in training: one rank for all layers."""
+    layers = [m for m in model.modules() if isinstance(m, CondLoraLayer) and adapter_name in m.r]
+    if model.training and layers:
+        rank = int(torch.randint(1, max(layer.r[adapter_name] for layer in layers) + 1, ()))
+        for layer in layers:
+            layer.drawn_rank[adapter_name] = min(rank, layer.r[adapter_name])
+
+
 def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:
     """Refuse what is no linear layer; let `fan_in_fan_out` say what the layer is.
 
@@ -226,28 +255,27 @@ def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:
     config.fan_in_fan_out = isinstance(base, Conv1D)
 
 
-def check_fit(config: CondLoraConfig, r: int, shape: torch.Size, path: str) -> None:
+def check_fit(config: CondLoraConfig, method: Method, r: int, shape: torch.Size, path: str) -> None:
     """Refuse a rank or a form that a weight of this shape (out, in) cannot have, with an AdapterError."""
     if r > min(shape):
         raise AdapterError(
             f"Rank {r} is above the smaller side of {path}, which is {_sizes(shape)}: "
             f"choose r of at most {min(shape)}."
         )
-    if config.form != "consistent" and shape[0] != shape[1]:
+    if method.needs_square and shape[0] != shape[1]:
         raise AdapterError(
             f"{path} is {_sizes(shape)}, and the form {config.form!r} is defined for square "
             'weights only: set form="consistent" or choose other target_modules.'
         )
 
 
-def _check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, form, path: str) -> None:
+def _check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, path: str) -> None:
     if (holder.r[adapter_name], holder.lora_alpha[adapter_name]) != (r, alpha):
         raise AdapterError(
             f"{path} shares its maps with modules of another rank or alpha: write rank_pattern and alpha_pattern "
             "for whole sharing groups, such as {'query': 4}, not for single layers."
         )
-    shapes = tuple(tuple(theta.shape) for theta in holder.theta(adapter_name))
-    if shapes != theta_shapes(*shape, r, form):
+    if holder.frozen_weight().shape != shape:
         raise AdapterError(
             f"{path} is {_sizes(shape)}, another shape than the modules it shares its maps with: "
             'set sharing="shape", or adapt them with separate adapters.'

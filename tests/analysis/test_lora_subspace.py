@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from analysis import lora_subspace, subspace
 from analysis.lora_subspace import RANKS, SEEDS, phi_all
-from condlora.tuner.layer import make_factors
+from condlora.tuner.methods.condlora import make_factors
 from tests.analysis.planted import LAYERS, WIDTH, gaussian, ranked_cell, stack
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "analysis.safetensors"

@@ -22,7 +22,7 @@ def layers(model):
 def test_fields_that_loraconfig_has_too_have_its_names_and_defaults():
     theirs = {f.name: f for f in dataclasses.fields(LoraConfig)}
     for ours in dataclasses.fields(CondLoraConfig):
-        if ours.name in ("form", "sharing", "init_weights"):
+        if ours.name in ("form", "method", "options", "sharing", "init_weights"):
             assert ours.name not in theirs
         elif ours.default is not dataclasses.MISSING:
             assert ours.default == theirs[ours.name].default, ours.name

@@ -1,0 +1,68 @@
+"""The methods that one tuner puts on a model: CondLoRA, its controls, and other ways to share or generate A and B.
+
+To add one: a file with a `Method` beside these, a line in METHODS, and a config in `configs/adapter/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from condlora.errors import AdapterError
+from condlora.tuner.methods.base import Method
+from condlora.tuner.methods.cond_adalora import CondAdaLora
+from condlora.tuner.methods.condlora import CondLora
+from condlora.tuner.methods.controls import (
+    FrozenA,
+    OtherLayer,
+    RandomCondition,
+    SpectrumCondition,
+)
+from condlora.tuner.methods.dylora import DyLora
+from condlora.tuner.methods.lora_xs import LoraXs
+from condlora.tuner.methods.nola import Nola
+from condlora.tuner.methods.share_lora import ShareLora
+from condlora.tuner.methods.tied_lora import TiedLora
+
+METHODS: dict[str, type[Method]] = {
+    "condlora": CondLora,
+    "condlora_random": RandomCondition,
+    "condlora_spectrum": SpectrumCondition,
+    "condlora_other_layer": OtherLayer,
+    "condlora_frozen_a": FrozenA,
+    "cond_adalora": CondAdaLora,
+    "share_lora": ShareLora,
+    "tied_lora": TiedLora,
+    "lora_xs": LoraXs,
+    "nola": Nola,
+    "dylora": DyLora,
+}
+
+
+def make_method(name: str, options: dict, form: str) -> Method:
+    """The method of this name with these options; `form` is CondLoRA's and that of its kin.
+
+    Raises:
+        AdapterError: there is no such method, or it has no such option or form.
+    """
+    if name not in METHODS:
+        raise AdapterError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    unknown = sorted(set(options) - fields | set(options) & {"form"})
+    if unknown:
+        has = ", ".join(sorted(fields - {"form"}))
+        raise AdapterError(
+            f"The method {name!r} has no option {', '.join(unknown)}: "
+            f"{f'its options are {has}' if has else 'leave options empty'}."
+        )
+    if "form" in fields:
+        options = options | {"form": form}
+    elif form != "code":
+        raise AdapterError(
+            f"form says how A and B are made from W, and the method {name!r} does not make them so: leave form out."
+        )
+    return METHODS[name](**options)
+
+
+def options_of(method: Method) -> dict:
+    """All options of a method as they are, those that were left to their defaults too."""
+    return {name: value for name, value in dataclasses.asdict(method).items() if name != "form"}

