@@ -56,7 +56,7 @@ class CondLoraConfig(PeftConfig):
             `LoraConfig`, for whole sharing groups: {"query": 4}; with sharing="shape" by shape: {"16x16": 4}.
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
         init_weights: theta_A Kaiming-uniform and theta_B zero, so that the adapted model starts as the
-            frozen one; False draws theta_B like theta_A (for tests).
+            frozen one; False draws all that is trained like theta_A (for tests).
         fan_in_fan_out: whether the targets store their weight as (in, out), as GPT-2's Conv1D does; set by
             itself to what the model's layers are, and kept in the config as `LoraConfig` keeps it.
 

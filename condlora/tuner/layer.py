@@ -210,11 +210,12 @@ class Linear(nn.Module, CondLoraLayer):
     def _hold_trained(self, adapter_name: str, name: str, tensor: Trained, init: bool) -> None:
         W = self.frozen_weight()
         values = torch.empty(tensor.shape, dtype=W.dtype, device=W.device)
-        start = kaiming if tensor.start is nn.init.zeros_ and not init else tensor.start
+        start = tensor.start if init else kaiming
         held = self._held(f"condlora_{name}", nn.ParameterDict)
         held[adapter_name] = nn.Parameter(start(values))
         self.tensors[adapter_name][name] = held
 
+    @torch.no_grad()  # the base model is frozen only after this
     def _hold_derived(self, adapter_name: str, name: str, tensor: Derived, place: str) -> None:
         W = self.frozen_weight()
         held = self._held(f"condlora_derived_{name}", BufferDict)

@@ -1,0 +1,540 @@
+"""Every method of `condlora.tuner.methods`: what CondLoRA does as a PEFT method, each of them does."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from condlora import CondLoraConfig, export_lora
+from condlora.errors import AdapterError
+from condlora.tuner import layer_factors
+from condlora.tuner.card import model_card
+from condlora.tuner.layer import CondLoraLayer
+from condlora.tuner.methods import METHODS
+from condlora.tuner.methods.base import Method, Trained
+from condlora.tuner.methods.controls import haar
+from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
+
+OPTIONS = {"nola": [{"bases": 5}], "share_lora": [{"shared": s} for s in ("A", "B", "AB")]}
+CASES = [
+    pytest.param(
+        {"method": name, "options": options}, id="-".join([name, *map(str, options.values())])
+    )
+    for name in METHODS
+    for options in OPTIONS.get(name, [{}])
+]
+CONTROLS = [name for name in METHODS if name.startswith("condlora")]
+SEEDED = ["condlora_random", "condlora_spectrum", "condlora_frozen_a", "nola"]
+every_method = pytest.mark.parametrize("settings", CASES)
+
+
+def layers_of(model, adapter_name="default"):
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CondLoraLayer)}
+    return {n: m for n, m in layers.items() if adapter_name in m.group}
+
+
+def queries(model):
+    return [layer for name, layer in layers_of(model).items() if name.endswith("query")]
+
+
+def derived(model):
+    return {name: buffer for name, buffer in model.named_buffers() if "condlora_derived" in name}
+
+
+def trained(model):
+    return {n: p for n, p in model.named_parameters() if p.requires_grad and "condlora_" in n}
+
+
+@every_method
+def test_it_starts_as_the_frozen_model(settings):
+    model = adapted("bert", init_weights=True, **settings)
+    # LoRA-XS starts at a Gaussian R of 1e-5, as its paper has it.
+    tolerance = 1e-4 if settings["method"] == "lora_xs" else 0.0
+    expected = logits(FAMILIES["bert"].build())
+    torch.testing.assert_close(logits(model), expected, rtol=0.0, atol=tolerance)
+
+
+@every_method
+def test_it_trains_every_tensor_and_the_loss_falls(settings):
+    torch.manual_seed(1)
+    model = adapted("bert", init_weights=True, **settings).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    before = {name: p.detach().clone() for name, p in trained(model).items()}
+    frozen = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if "condlora_" not in name and "classifier" not in name
+    }
+    optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2, weight_decay=0.0)
+    labels, losses = torch.tensor([0, 1, 2]), []
+    for _ in range(15):
+        losses.append(model(input_ids=IDS, labels=labels).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 1e-3
+    for name, parameter in trained(model).items():
+        assert not torch.equal(parameter, before[name]), name
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in frozen.items())
+
+
+@every_method
+def test_saved_and_loaded_it_gives_the_same_bits_and_nothing_derived_is_saved(settings, tmp_path):
+    model = perturb(adapted("bert", **settings))
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(123)  # a seed left unset may not be drawn anew
+    loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    names = {n.removesuffix(".default") for n in trained(model)}
+    assert {name for name in saved if "condlora_" in name} == names
+    again, first = derived(loaded), derived(model)
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    if settings["method"] == "condlora":
+        assert "method" not in config and "options" not in config  # as before there were others
+    else:
+        assert config["method"] == settings["method"]
+        assert config["options"].items() >= settings["options"].items()
+        assert isinstance(config["options"].get("seed", 0), int)
+
+
+@every_method
+def test_merged_and_unmerged_it_is_exact(settings):
+    model = adapted("bert", **settings)
+    apart = logits(model)
+    (layer, *_) = layers_of(model).values()
+    parameter, W = layer.weight, layer.weight.clone()
+    delta = layer.get_delta_weight("default")
+    A, B = layer.materialise()
+    torch.testing.assert_close(delta, layer.scaling["default"] * B @ A)
+    assert delta.abs().max() > 1e-4
+    model.merge_adapter()
+    assert torch.equal(layer.weight, W + delta)
+    torch.testing.assert_close(logits(model), apart, rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    assert layer.weight is parameter and torch.equal(parameter, W)
+    assert torch.equal(logits(model), apart)
+    torch.testing.assert_close(logits(model.merge_and_unload()), apart, rtol=1e-4, atol=1e-4)
+
+
+@every_method
+def test_exported_it_is_a_plain_lora_of_equal_logits(settings, tmp_path):
+    model = perturb(adapted("bert", use_rslora=True, **settings))
+    config = export_lora(model.train(), tmp_path / "lora")
+    assert config.peft_type == "LORA" and config.r == 4
+    loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path / "lora").eval()
+    assert any(isinstance(module, LoraLayer) for module in loaded.modules())
+    torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=1e-5, atol=1e-5)
+
+
+@every_method
+def test_beside_an_adapter_of_another_method_it_stands_and_goes_alone(settings):
+    """LoRA-XS's, CondLoRA's and one with a derived theta_A beside a trained one: no name may clash."""
+    model = adapted("bert", **settings)
+    first = logits(model)
+    for name in ("lora_xs", "condlora", "condlora_frozen_a"):
+        other = CondLoraConfig(
+            method=name, r=2, target_modules=["query", "key"], init_weights=False
+        )
+        model.add_adapter(name, other)
+        assert torch.equal(logits(model), first)
+        model.set_adapter(name)
+        assert not torch.allclose(logits(model), first, atol=1e-4)
+        shown = logits(model)
+        model.set_adapter("default")
+        assert torch.equal(logits(model), first)
+        mixed = logits(model, adapter_names=["default", name, "default"])
+        expected = torch.stack([first[0], shown[1], first[2]])
+        torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+        model.delete_adapter(name)
+        left = [n for n in {**dict(model.named_parameters()), **dict(model.named_buffers())}]
+        assert not [n for n in left if n.endswith(f".{name}")]
+        assert not layers_of(model, name)
+        assert torch.equal(logits(model), first)
+    model.delete_adapter("default")
+    assert not trained(model) and not derived(model)
+
+
+@every_method
+def test_a_copy_shares_nothing_with_the_original(settings):
+    model = adapted("bert", **settings)
+    before = logits(model)
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin), before)
+    perturb(twin)
+    with torch.no_grad():
+        for buffer in derived(twin).values():
+            buffer.zero_()
+        for layer in layers_of(twin).values():
+            layer.weight.mul_(2.0)
+    assert torch.equal(logits(model), before)
+
+
+@every_method
+def test_factors_are_read_for_the_analysis(settings):
+    model = adapted("bert", **settings)
+    factors = layer_factors(model, {"query": "query"})["query"]
+    assert (factors.W.shape, factors.A.shape) == ((3, 16, 16), (3, 4, 16))
+    assert (factors.B.shape, factors.layers, factors.scaling) == ((3, 16, 4), [0, 1, 2], 2.0)
+    for A, B, layer in zip(factors.A, factors.B, queries(model), strict=True):
+        expected = factors.scaling * B @ A
+        torch.testing.assert_close(layer.get_delta_weight("default"), expected)
+
+
+@every_method
+def test_it_is_kept_at_inference_and_follows_what_is_trained(settings):
+    model = adapted("bert", **settings)
+    (layer, *_) = queries(model)
+    with torch.no_grad():
+        first = layer._factors("default")
+        assert layer._factors("default")[0] is first[0]
+        before = first[1] @ first[0]
+        for theta in layer.theta("default"):
+            theta.mul_(2.0)
+        again = layer._factors("default")
+        assert not torch.allclose(again[1] @ again[0], before)
+
+
+@every_method
+def test_half_precision_weights_are_no_hindrance(settings, tmp_path):
+    model = perturb(adapted("bert", base=FAMILIES["bert"].build().bfloat16(), **settings))
+    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    assert {buffer.dtype for buffer in derived(model).values()} <= {torch.float32}
+    model(input_ids=IDS).logits.sum().backward()
+    model.save_pretrained(tmp_path)
+    base = FAMILIES["bert"].build().bfloat16()
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@every_method
+def test_the_card_names_the_method(settings):
+    model = adapted("bert", **settings)
+    method = METHODS[settings["method"]]
+    text = str(model_card(model, "me/it"))
+    assert f"# {method.title} adapter for" in text
+    assert f"[{method.title}](https://arxiv.org/abs/{method.arxiv})" in text
+    assert ("| form |" in text) == ("form" in method.__dataclass_fields__)
+    assert ("| method |" in text) == (settings["method"] != "condlora")
+
+
+@pytest.mark.parametrize("method", [*CONTROLS, "cond_adalora"])
+def test_methods_with_forms_take_all_linear_modules_in_the_consistent_form(method, tmp_path):
+    model = adapted("bert", "consistent", method=method, target_modules=["query", "dense"],
+                    exclude_modules=["pooler.dense"])  # fmt: skip
+    assert {tuple(layer.weight.shape) for layer in layers_of(model).values()} == {
+        (16, 16), (24, 16), (16, 24),
+    }  # fmt: skip
+    export_lora(model, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path / "lora").eval()
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [c for c in CASES if c.values[0]["method"] not in ("condlora_other_layer",)]
+)
+def test_all_linear_adapts_every_linear_module(settings):
+    form = "form" in METHODS[settings["method"]].__dataclass_fields__
+    model = get_peft_model(
+        FAMILIES["bert"].build(),
+        CondLoraConfig(r=4, form="consistent" if form else "code", target_modules="all-linear",
+                       task_type="SEQ_CLS", init_weights=False, **settings),
+    )  # fmt: skip
+    assert len(layers_of(model)) == 3 * 6 + 1  # of each layer six, and the pooler
+    model(input_ids=IDS).logits.sum().backward()
+    assert all(p.grad is not None for p in trained(model).values())
+
+
+# Trained parameters of a model of L layers of width d, query and value adapted with rank r: two groups.
+L, D, R = 12, 768, 8
+COUNTS = {
+    "condlora": 2 * R * 2 * D,  # section 3.4 and Table 4 of CondLoRA's paper
+    "condlora_random": 2 * R * 2 * D,
+    "condlora_spectrum": 2 * R * 2 * D,
+    "condlora_other_layer": 2 * R * 2 * D,
+    "condlora_frozen_a": 2 * R * D,
+    "cond_adalora": 2 * (R * 2 * D + L * R),  # CondLoRA's, and Lambda of AdaLoRA's section 3.1
+    "share_lora-A": 2 * (R * D + L * R * D),  # ShareLoRA, section 3: A shared, B free
+    "share_lora-B": 2 * (R * D + L * R * D),
+    "share_lora-AB": 2 * R * 2 * D,
+    "tied_lora": 2 * (R * 2 * D + L * (R + D)),  # Tied-LoRA's vBuA, A and B once, u and v a layer
+    "lora_xs": 2 * L * R * R,  # LoRA-XS, section 3: r^2 a module
+    "nola-5": 2 * L * 2 * 5,  # NOLA, section 3: the coefficients of A and of B
+    "dylora": 2 * L * R * 2 * D,  # as LoRA
+}
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_parameter_counts_are_the_papers_formulas(settings, request):
+    from transformers import RobertaConfig, RobertaModel
+
+    config = CondLoraConfig(r=R, target_modules=["query", "value"], **settings)
+    with torch.device("meta"):
+        model = get_peft_model(RobertaModel(RobertaConfig(vocab_size=50)), config)
+    assert model.get_nb_trainable_parameters()[0] == COUNTS[request.node.callspec.id]
+
+
+def test_random_condition_has_w_s_shape_and_scale_and_nothing_else_of_it():
+    one, other = (adapted("bert", method="condlora_random", options={"seed": s}) for s in (3, 3))
+    (first, second, *_), twins = queries(one), []
+    for layer in (first, second, queries(other)[0]):
+        C, W = layer.condlora_derived_condition["default"], layer.frozen_weight()
+        assert C.shape == W.shape
+        torch.testing.assert_close(C.norm(), W.norm())
+        assert not torch.allclose(torch.linalg.svdvals(C), torch.linalg.svdvals(W), rtol=0.05)
+        twins.append(C)
+    assert torch.equal(twins[0], twins[2])  # of the seed and the place
+    assert abs(torch.corrcoef(torch.stack([twins[0].flatten(), twins[1].flatten()]))[0, 1]) < 0.3
+    theta_A, theta_B = first.theta("default")
+    A, B = first.materialise()
+    torch.testing.assert_close(A, theta_A @ twins[0].T)
+    torch.testing.assert_close(B, twins[0] @ theta_B.T)
+
+
+def test_spectrum_condition_has_w_s_singular_values_and_random_vectors():
+    model = adapted(
+        "bert", "consistent", method="condlora_spectrum", target_modules=["intermediate.dense"]
+    )
+    for layer in layers_of(model).values():
+        C, W = layer.condlora_derived_condition["default"], layer.frozen_weight()
+        torch.testing.assert_close(
+            torch.linalg.svdvals(C), torch.linalg.svdvals(W), rtol=1e-4, atol=1e-5
+        )
+        cosines = torch.linalg.svd(C)[0][:, :4].T @ torch.linalg.svd(W)[0][:, :4]
+        assert cosines.abs().max() < 0.9
+        A, _ = layer.materialise()
+        torch.testing.assert_close(A, layer.theta("default")[0] @ C)
+
+
+def test_haar_matrices_are_orthonormal_and_prefer_no_sign():
+    draws = [haar(5, 3, torch.Generator().manual_seed(n)) for n in range(300)]
+    for Q in draws[:5]:
+        torch.testing.assert_close(Q.T @ Q, torch.eye(3, dtype=torch.float64))
+    mean = torch.stack(draws).mean(0)  # of entries with variance 1/5: sd 0.026
+    assert mean.abs().max() < 0.13
+
+
+def test_other_layer_gives_each_layer_the_next_ones_weight_also_while_that_is_merged():
+    model = adapted("bert", method="condlora_other_layer")
+    one, two, three = queries(model)
+    weights = [layer.weight.detach().clone() for layer in (two, three, one)]
+    for merged in (False, True):
+        if merged:
+            model.merge_adapter()
+        for layer, W in zip((one, two, three), weights, strict=True):
+            theta_A, theta_B = layer.theta("default")
+            A, B = layer.materialise()
+            assert torch.equal(A, theta_A @ W.T) and torch.equal(B, (theta_B @ W.T).T)
+    model.unmerge_adapter()
+    with torch.no_grad():
+        before = one._factors("default")[0]
+        two.weight.mul_(2.0)
+        torch.testing.assert_close(one._factors("default")[0], 2.0 * before)
+
+
+def test_other_layer_needs_another_layer():
+    with pytest.raises(AdapterError, match="is one layer"):
+        adapted("bert", method="condlora_other_layer", layers_to_transform=[1])
+
+
+def test_frozen_a_trains_theta_b_alone():
+    model = adapted("bert", method="condlora_frozen_a", options={"seed": 1})
+    assert all("theta_B" in name for name in trained(model)) and len(trained(model)) == 2
+    holder, second, _ = queries(model)
+    theta_A = holder.condlora_derived_theta_A["default"]
+    assert not hasattr(second, "condlora_derived_theta_A")
+    torch.testing.assert_close(second.materialise()[0], theta_A @ second.weight.T)
+    (value, *_) = (x for n, x in layers_of(model).items() if n.endswith("value"))
+    assert not torch.equal(value.condlora_derived_theta_A["default"], theta_A)
+
+
+@pytest.mark.parametrize(
+    "settings", [c for c in CASES if c.id in ("share_lora-AB", "tied_lora", "nola-5", "dylora")]
+)
+def test_methods_without_a_condition_do_not_depend_on_w(settings):
+    model = adapted("bert", **settings)
+    before = [layer.materialise() for layer in layers_of(model).values()]
+    with torch.no_grad():
+        for layer in layers_of(model).values():
+            layer.weight.normal_()
+    for layer, (A, B) in zip(layers_of(model).values(), before, strict=True):
+        assert torch.equal(layer.materialise()[0], A) and torch.equal(layer.materialise()[1], B)
+
+
+def test_share_lora_shares_what_it_says():
+    for shared in ("A", "B", "AB"):
+        model = adapted("bert", method="share_lora", options={"shared": shared})
+        one, two, _ = queries(model)
+        for name, a, b in zip("AB", one.materialise(), two.materialise(), strict=True):
+            assert torch.equal(a, b) == (name in shared)
+
+
+def test_tied_lora_scales_what_is_shared():
+    model = perturb(adapted("bert", method="tied_lora"))
+    holder, second, _ = queries(model)
+    u, v = second.condlora_u["default"], second.condlora_v["default"]
+    A, B = second.materialise()
+    torch.testing.assert_close(A, torch.diag(u[:, 0]) @ holder.condlora_A["default"])
+    torch.testing.assert_close(B, torch.diag(v[:, 0]) @ holder.condlora_B["default"])
+
+
+def test_lora_xs_at_the_identity_is_the_best_approximation_of_w():
+    model = adapted("bert", method="lora_xs")
+    (layer, *_) = queries(model)
+    with torch.no_grad():
+        layer.theta("default")[0].copy_(torch.eye(4))
+    U, S, Vh = torch.linalg.svd(layer.weight)
+    A, B = layer.materialise()
+    torch.testing.assert_close(B @ A, U[:, :4] * S[:4] @ Vh[:4], rtol=1e-4, atol=1e-5)
+
+
+def test_nola_combines_bases_that_are_kept_once():
+    model = perturb(adapted("bert", method="nola", options={"bases": 5}))
+    holder, second, _ = queries(model)
+    bases = holder.condlora_derived_bases_B["default"]
+    assert bases.shape == (5, 16, 4) and len(derived(model)) == 4
+    b = second.condlora_b["default"][0]
+    expected = sum(x * basis for x, basis in zip(b, bases, strict=True))
+    torch.testing.assert_close(second.materialise()[1], expected)
+
+
+def test_cond_adalora_puts_each_layers_own_diagonal_between():
+    model = perturb(adapted("bert", method="cond_adalora"))
+    for layer in queries(model):
+        theta_A, theta_B, Lambda = layer.theta("default")
+        W = layer.frozen_weight()
+        expected = 2.0 * W @ theta_B.T @ torch.diag(Lambda[:, 0]) @ theta_A @ W.T
+        torch.testing.assert_close(
+            layer.get_delta_weight("default"), expected, rtol=1e-4, atol=1e-6
+        )
+    assert len({id(layer.theta("default")[2]) for layer in queries(model)}) == 3
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_dylora_exported_at_a_rank_is_what_was_trained_at_it(use_rslora, tmp_path, monkeypatch):
+    model = adapted("bert", method="dylora", use_rslora=use_rslora, lora_alpha=4)
+    for rank in (1, 3, 4):
+        config = export_lora(model, tmp_path / str(rank), rank=rank)
+        assert (config.r, config.lora_alpha) == (rank, 4)
+        loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path / str(rank)).eval()
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randint", lambda *_, rank=rank, **__: torch.tensor(rank))
+            at_rank = logits(model)
+        torch.testing.assert_close(logits(loaded), at_rank, rtol=1e-5, atol=1e-5)
+        model.eval()
+    with pytest.raises(AdapterError, match="from 1 to 4"):
+        export_lora(model, tmp_path / "5", rank=5)
+    with pytest.raises(AdapterError, match="method dylora"):
+        export_lora(adapted("bert"), tmp_path / "condlora", rank=2)
+
+
+def test_dylora_draws_one_rank_for_all_layers_from_torchs_generator():
+    model = adapted("bert", method="dylora").train()
+    drawn = []
+    torch.manual_seed(5)
+    for _ in range(30):
+        model(input_ids=IDS).logits.sum().backward()
+        ranks = {layer.drawn_rank["default"] for layer in layers_of(model).values()}
+        assert len(ranks) == 1
+        drawn.append(ranks.pop())
+        for layer in layers_of(model).values():
+            used = layer.condlora_A["default"].grad.abs().amax(1) > 0
+            assert used.tolist() == [True] * drawn[-1] + [False] * (4 - drawn[-1])
+        model.zero_grad()
+    assert set(drawn) == {1, 2, 3, 4}
+    torch.manual_seed(5)
+    again = []
+    for _ in range(30):
+        model(input_ids=IDS)
+        again.append(queries(model)[0].drawn_rank["default"])
+    assert again == drawn
+    assert torch.equal(logits(model.eval()), logits(model))  # at inference the whole
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_dylora_recomputes_at_the_rank_it_drew(use_reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted("bert", method="dylora").train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.enable_input_require_grads()
+        torch.manual_seed(2)
+        model(input_ids=IDS).logits.square().mean().backward()
+        gradients.append({n: p.grad for n, p in trained(model).items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", SEEDED)
+def test_a_seed_that_is_left_out_is_drawn_and_kept(method):
+    torch.manual_seed(1)
+    one = CondLoraConfig(method=method)
+    other = CondLoraConfig(method=method)
+    torch.manual_seed(1)
+    again = CondLoraConfig(method=method)
+    assert one.options["seed"] == again.options["seed"] != other.options["seed"]
+    state = torch.get_rng_state()
+    assert CondLoraConfig(method=method, options={"seed": 7}).options["seed"] == 7
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "typo"}, "Unknown method 'typo': choose one of condlora, "),
+        ({"options": {"seed": 1}}, "'condlora' has no option seed: leave options empty"),
+        (
+            {"method": "nola", "options": {"form": "code"}},
+            "no option form: its options are bases, seed",
+        ),
+        ({"method": "tied_lora", "form": "consistent"}, "leave form out"),
+        ({"method": "nola", "options": {"bases": 0}}, "positive whole number"),
+        ({"method": "share_lora", "options": {"shared": "C"}}, "choose one of A, B, AB"),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(settings, message):
+    with pytest.raises(AdapterError, match=message):
+        CondLoraConfig(**settings)
+
+
+def test_a_method_of_ones_own_is_a_few_lines(monkeypatch, tmp_path):
+    """What the package says of adding one: all the rest follows."""
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Diagonal(Method):
+        title, arxiv, formula = (
+            "Diagonal",
+            "0000.00000",
+            "A = I diag(d), B = the first columns of I",
+        )
+
+        def tensors(self, W, r):
+            return {"d": Trained((r, 1))}
+
+        def factors(self, W, d):
+            return d * torch.eye(len(d), W.shape[1]), torch.eye(W.shape[0], len(d))
+
+    monkeypatch.setitem(METHODS, "diagonal", Diagonal)
+    model = perturb(adapted("bert", method="diagonal"))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    export_lora(model, tmp_path / "lora")
