@@ -9,14 +9,17 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from condlora import CondLoraConfig, export_lora
+from condlora import CondLoraConfig, export_lora, finetune
+from condlora.backbone import load_backbone, load_factors
 from condlora.errors import AdapterError
+from condlora.records import read_record, run_folder
 from condlora.tuner import layer_factors
 from condlora.tuner.card import model_card
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
 from condlora.tuner.methods.base import Method, Trained
 from condlora.tuner.methods.controls import haar
+from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 OPTIONS = {"nola": [{"bases": 5}], "share_lora": [{"shared": s} for s in ("A", "B", "AB")]}
@@ -28,6 +31,20 @@ CASES = [
     for options in OPTIONS.get(name, [{}])
 ]
 CONTROLS = [name for name in METHODS if name.startswith("condlora")]
+SHIPPED = [
+    "condlora_random",
+    "condlora_spectrum",
+    "condlora_other_layer",
+    "condlora_frozen_a",
+    "cond_adalora",
+    "share_lora_a",
+    "share_lora_b",
+    "share_lora_ab",
+    "tied_lora",
+    "lora_xs",
+    "nola",
+    "dylora",
+]
 SEEDED = ["condlora_random", "condlora_spectrum", "condlora_frozen_a", "nola"]
 every_method = pytest.mark.parametrize("settings", CASES)
 
@@ -141,9 +158,10 @@ def test_beside_an_adapter_of_another_method_it_stands_and_goes_alone(settings):
     """LoRA-XS's, CondLoRA's and one with a derived theta_A beside a trained one: no name may clash."""
     model = adapted("bert", **settings)
     first = logits(model)
-    for name in ("lora_xs", "condlora", "condlora_frozen_a"):
+    for method in ("lora_xs", "condlora", "condlora_frozen_a"):
+        name = f"beside_{method}"
         other = CondLoraConfig(
-            method=name, r=2, target_modules=["query", "key"], init_weights=False
+            method=method, r=2, target_modules=["query", "key"], init_weights=False
         )
         model.add_adapter(name, other)
         assert torch.equal(logits(model), first)
@@ -156,8 +174,8 @@ def test_beside_an_adapter_of_another_method_it_stands_and_goes_alone(settings):
         expected = torch.stack([first[0], shown[1], first[2]])
         torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
         model.delete_adapter(name)
-        left = [n for n in {**dict(model.named_parameters()), **dict(model.named_buffers())}]
-        assert not [n for n in left if n.endswith(f".{name}")]
+        names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
+        assert not [n for n in names if n.endswith(f".{name}")]
         assert not layers_of(model, name)
         assert torch.equal(logits(model), first)
     model.delete_adapter("default")
@@ -538,3 +556,59 @@ def test_a_method_of_ones_own_is_a_few_lines(monkeypatch, tmp_path):
     loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path).eval()
     assert torch.equal(logits(loaded), logits(model))
     export_lora(model, tmp_path / "lora")
+
+
+@pytest.mark.parametrize("adapter", SHIPPED)
+def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
+    (cfg,) = tiny_cells("task=rte", f"adapter={adapter}", "protocol.learning_rate=1e-3")
+    assert cfg.adapter.name == adapter
+    backbone = load_backbone(cfg.backbone, num_labels=2)
+    model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
+    config = model.peft_config["default"]
+    assert adapter.startswith(config.method) and config.r == 8
+    assert finetune.count_parameters(model, backbone)["adapter"] == sum(
+        parameter.numel() for parameter in trained(model).values()
+    )
+
+
+@pytest.mark.parametrize("adapter", ["dylora", "condlora_spectrum", "nola"])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_that_was_not(
+    adapter, tiny_cells, tmp_path
+):
+    """Drawn ranks, and tensors derived from a seed that was drawn and from W."""
+    settings = (
+        "task=rte",
+        f"adapter={adapter}",
+        "protocol.learning_rate=1e-2",
+        "protocol.precision=no",
+    )
+    cells = [
+        tiny_cells(*settings, "runtime.checkpoint_steps=2", f"runs={tmp_path}/{name}")[0]
+        for name in ("whole", "killed")
+    ]
+    record = finetune.run(cells[0])
+    assert record["status"] == "done" and record["test"]
+
+    def doomed():
+        with fault(kill, 5, [(finetune, "take_step")]):
+            finetune.run(cells[1])
+
+    assert in_child(doomed) == KILLED
+    finetune.run(cells[1])
+    whole, killed = (run_folder(cfg) for cfg in cells)
+    assert read_record(killed)["resumed_at_steps"] == [4]
+    assert left_behind(killed) == left_behind(whole)
+    factors = load_factors(whole)
+    assert factors["query"].A.shape == (3, 8, 16) and factors["value"].B.abs().max() > 0
+
+
+def test_runs_of_different_seeds_draw_different_matrices(tiny_cells):
+    seeds = set()
+    for seed in (0, 1):
+        (cfg,) = tiny_cells(
+            "task=rte", "adapter=condlora_random", "protocol.learning_rate=1e-3", f"seed={seed}"
+        )
+        backbone = load_backbone(cfg.backbone, num_labels=2)
+        model = finetune.initialise(cfg, backbone, finetune.streams(seed, "rte"))
+        seeds.add(model.peft_config["default"].options["seed"])
+    assert len(seeds) == 2
