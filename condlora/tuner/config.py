@@ -55,6 +55,8 @@ class CondLoraConfig(PeftConfig):
         rank_pattern, alpha_pattern: other ranks or alphas by module name or regular expression, as in
             `LoraConfig`, for whole sharing groups: {"query": 4}; with sharing="shape" by shape: {"16x16": 4}.
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
+        use_dora: train the norm of each row of the adapted weight apart from its direction (Liu et al. 2024),
+            each layer its own; with any method.
         init_weights: theta_A Kaiming-uniform and theta_B zero, so that the adapted model starts as the
             frozen one; False draws all that is trained like theta_A (for tests).
         fan_in_fan_out: whether the targets store their weight as (in, out), as GPT-2's Conv1D does; set by
@@ -80,6 +82,7 @@ class CondLoraConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, int] = field(default_factory=dict)
     use_rslora: bool = False
+    use_dora: bool = False
     init_weights: bool = True
     fan_in_fan_out: bool = False
 
@@ -113,10 +116,12 @@ class CondLoraConfig(PeftConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As PEFT; CondLoRA's own file says nothing of methods, so that what it holds stays as it was without them."""
+        """As PEFT; CondLoRA's own file says nothing of what is not used, so that what it holds stays as it was without them."""
         said = super().to_dict()
         if self.method == "condlora":
             del said["method"], said["options"]
+        if not self.use_dora:
+            del said["use_dora"]
         return said
 
 

@@ -39,6 +39,7 @@ class CondLoraLayer(BaseTunerLayer):
         "lora_alpha",
         "scaling",
         "use_rslora",
+        "use_dora",
         "method",
         "group",
         "tensors",
@@ -60,6 +61,7 @@ class CondLoraLayer(BaseTunerLayer):
         self.lora_alpha: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
+        self.use_dora: dict[str, bool] = {}
         self.method: dict[str, Method] = {}
         self.group: dict[str, str] = {}
         self.lora_dropout = nn.ModuleDict({})
@@ -111,12 +113,13 @@ class CondLoraLayer(BaseTunerLayer):
 
     def materialise(self, adapter_name: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of this layer, in the dtype of what is trained; differentiable."""
-        device, dtype = self.frozen_weight().device, self.theta(adapter_name)[0].dtype
-        tensors = {
-            name: held[adapter_name].to(device, dtype)
-            for name, held in self.tensors[adapter_name].items()
-        }
-        W = self.read_weight(adapter_name).to(device)
+        W, held = self.frozen_weight(), self.tensors[adapter_name]
+        tensors = {name: of[adapter_name].to(W.device) for name, of in held.items()}
+        if any(isinstance(of, BufferDict) for of in held.values()):
+            dtype = self.theta(adapter_name)[0].dtype
+            tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        if adapter_name in self.next_layer:
+            W = self.read_weight(adapter_name).to(W.device)
         return self.method[adapter_name].factors(W, **tensors)
 
     def _factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,10 +154,22 @@ class CondLoraLayer(BaseTunerLayer):
         )
         return A[:rank], B[:, :rank], scaling
 
+    def gain(self, adapter_name: str, update: torch.Tensor) -> torch.Tensor:
+        """DoRA's factor (out,) on the rows of W + s B A, of which `update` is s B A.
+
+        Source: DoRA (Liu et al. 2024), equation 5, and section 4.3 for the norm that has no gradient.
+        """
+        W = self.frozen_weight()
+        norm = torch.linalg.norm(W.to(update.dtype) + update, dim=1).detach()
+        return self.condlora_magnitude[adapter_name].to(W.device) / norm
+
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """What merging adds to the base layer's weight, in that weight's own layout: s B A."""
+        """What merging adds to the base layer's weight, in that weight's own layout: s B A, or with DoRA all it does."""
         A, B = self.materialise(adapter_name)
         delta = self.scaling[adapter_name] * (B @ A)
+        if self.use_dora[adapter_name]:
+            W = self.frozen_weight().to(delta.dtype)
+            delta = self.gain(adapter_name, delta)[:, None] * (W + delta) - W
         return delta.T if self.is_conv1d else delta
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -192,6 +207,7 @@ class Linear(nn.Module, CondLoraLayer):
         self.lora_alpha[adapter_name] = lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name] = config.use_rslora
+        self.use_dora[adapter_name] = config.use_dora
         self.method[adapter_name] = method_of(config)
         self.group[adapter_name] = group
         self.lora_dropout[adapter_name] = (
@@ -206,6 +222,11 @@ class Linear(nn.Module, CondLoraLayer):
                 self._hold_trained(adapter_name, name, tensor, config.init_weights)
             else:
                 self._hold_derived(adapter_name, name, tensor, group if tensor.is_shared else path)
+
+        if config.use_dora:
+            magnitude = torch.linalg.norm(self.frozen_weight().detach(), dim=1)
+            held = self._held("condlora_magnitude", nn.ParameterDict)
+            held[adapter_name] = nn.Parameter(magnitude)
 
     def _hold_trained(self, adapter_name: str, name: str, tensor: Trained, init: bool) -> None:
         W = self.frozen_weight()
@@ -274,7 +295,11 @@ class Linear(nn.Module, CondLoraLayer):
         if self.training and adapter_name in self.drawn_rank:
             A, B, scaling = self.cut(A, B, adapter_name, self.drawn_rank[adapter_name])
         x = self.lora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
-        return F.linear(F.linear(x, A), B) * scaling
+        added = F.linear(F.linear(x, A), B) * scaling
+        if self.use_dora[adapter_name]:
+            gain = self.gain(adapter_name, scaling * (B @ A))
+            added = gain * added + (gain - 1) * F.linear(x, self.frozen_weight().to(x.dtype))
+        return added
 
     def _add_by_row(
         self, result: torch.Tensor, x: torch.Tensor, adapter_names: list[str]

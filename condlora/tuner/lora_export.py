@@ -43,6 +43,8 @@ def export_lora(
     The config's r is the largest of the layers' ranks, by which engines reserve memory; layers of another rank
     or alpha are in rank_pattern and alpha_pattern, which PEFT reads and some engines do not.
 
+    With `use_dora` it is PEFT's LoRA with DoRA, which engines may not serve: merge it for those.
+
     `rank` cuts an adapter of a nested method (DyLoRA) to its leading ranks, as it was trained to be.
 
     Raises:
@@ -69,6 +71,9 @@ def export_lora(
             A, B, _ = layer.cut(A, B, adapter_name, rank)
         tensors[f"base_model.model.{path}.lora_A.weight"] = A
         tensors[f"base_model.model.{path}.lora_B.weight"] = B
+        if layer.use_dora[adapter_name]:
+            magnitude = layer.condlora_magnitude[adapter_name]
+            tensors[f"base_model.model.{path}.lora_magnitude_vector"] = magnitude
     config = _lora_config(model, layers, adapter_name, rank)
     write_adapter(folder, config, tensors)
     return config
@@ -119,6 +124,7 @@ def _lora_config(
         lora_alpha=alpha,
         lora_dropout=own.lora_dropout,
         use_rslora=own.use_rslora,
+        use_dora=own.use_dora,
         rank_pattern={_exactly(path): rank for path, rank in ranks.items() if rank != r},
         alpha_pattern={_exactly(path): a for path, a in alphas.items() if a != alpha},
         target_modules=_target_modules(model.get_base_model(), layers, own.modules_to_save),

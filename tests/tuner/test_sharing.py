@@ -2,7 +2,9 @@
 
 import copy
 import json
+import re
 
+import hydra
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -19,6 +21,8 @@ from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
 from condlora.tuner.methods.base import Method, Trained
 from condlora.tuner.methods.controls import haar
+from condlora.tuner.methods.lora_xs import principal_factors
+from tests.conftest import ROOT
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
@@ -36,6 +40,7 @@ SHIPPED = [
     "condlora_spectrum",
     "condlora_other_layer",
     "condlora_frozen_a",
+    "condlora_dora",
     "cond_adalora",
     "share_lora_a",
     "share_lora_b",
@@ -223,6 +228,18 @@ def test_it_is_kept_at_inference_and_follows_what_is_trained(settings):
 
 
 @every_method
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_on_gpt2_s_transposed_weights_it_merges_and_exports(settings, use_dora, tmp_path):
+    model = perturb(adapted("gpt2", use_dora=use_dora, **settings), scale=0.03)
+    apart = logits(model, "gpt2")
+    export_lora(model, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(FAMILIES["gpt2"].build(), tmp_path / "lora").eval()
+    torch.testing.assert_close(logits(loaded, "gpt2"), apart, rtol=1e-3, atol=1e-4)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, "gpt2"), apart, rtol=1e-3, atol=1e-4)
+
+
+@every_method
 def test_half_precision_weights_are_no_hindrance(settings, tmp_path):
     model = perturb(adapted("bert", base=FAMILIES["bert"].build().bfloat16(), **settings))
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
@@ -299,6 +316,21 @@ def test_parameter_counts_are_the_papers_formulas(settings, request):
     with torch.device("meta"):
         model = get_peft_model(RobertaModel(RobertaConfig(vocab_size=50)), config)
     assert model.get_nb_trainable_parameters()[0] == COUNTS[request.node.callspec.id]
+
+
+def test_the_documentation_counts_what_the_shipped_configs_train(tiny_cells):
+    """Its tables name every config, and RoBERTa-base's parameters for each."""
+    from transformers import RobertaConfig, RobertaModel
+
+    text = (ROOT / "docs" / "condlora.md").read_text()
+    rows = re.findall(r"^\| (\w+) \|.* ([\d,]+) \|(?: \[.*)?$", text, re.MULTILINE)
+    assert {name for name, _ in rows} == {"condlora", *SHIPPED}
+    for name, count in rows:
+        (cfg,) = tiny_cells("task=rte", f"adapter={name}")
+        config = hydra.utils.instantiate(cfg.adapter.config, task_type=None, _convert_="all")
+        with torch.device("meta"):
+            model = get_peft_model(RobertaModel(RobertaConfig(vocab_size=50)), config)
+        assert f"{model.get_nb_trainable_parameters()[0]:,}" == count, name
 
 
 def test_random_condition_has_w_s_shape_and_scale_and_nothing_else_of_it():
@@ -415,6 +447,16 @@ def test_lora_xs_at_the_identity_is_the_best_approximation_of_w():
     torch.testing.assert_close(B @ A, U[:, :4] * S[:4] @ Vh[:4], rtol=1e-4, atol=1e-5)
 
 
+def test_singular_vectors_have_the_sign_that_makes_their_largest_entry_positive():
+    """Else a library that chooses another sign would turn a trained R around."""
+    W = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
+    for of in (W, -W):
+        V, US = principal_factors(of, 3)
+        assert (V.gather(1, V.abs().argmax(1, keepdim=True)) > 0).all()
+        torch.testing.assert_close(US.norm(dim=0), torch.linalg.svdvals(of.double())[:3])
+    torch.testing.assert_close(V, principal_factors(W, 3)[0])
+
+
 def test_nola_combines_bases_that_are_kept_once():
     model = perturb(adapted("bert", method="nola", options={"bases": 5}))
     holder, second, _ = queries(model)
@@ -500,6 +542,59 @@ def test_dylora_recomputes_at_the_rank_it_drew(use_reentrant):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8)
 
 
+@every_method
+def test_with_doras_magnitude_it_equals_what_peft_makes_of_its_export(settings, tmp_path):
+    """Output and the gradient of the magnitude, against PEFT's DoRA of the same A and B."""
+    model = perturb(adapted("bert", use_dora=True, lora_dropout=0.1, **settings))
+    export_lora(model, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(
+        FAMILIES["bert"].build(), tmp_path / "lora", is_trainable=True
+    ).eval()
+    assert loaded.peft_config["default"].use_dora
+    found, expected = (one(input_ids=IDS).logits for one in (model, loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    ours = [p.grad for n, p in trained(model).items() if "magnitude" in n]
+    theirs = [p.grad for n, p in loaded.named_parameters() if "magnitude" in n]
+    assert len(ours) == len(theirs) == 6
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@every_method
+def test_with_doras_magnitude_it_starts_frozen_is_saved_and_merges(settings, tmp_path):
+    model = adapted("bert", use_dora=True, init_weights=True, **settings)
+    tolerance = 1e-4 if settings["method"] == "lora_xs" else 1e-5
+    base = logits(FAMILIES["bert"].build())
+    torch.testing.assert_close(logits(model), base, rtol=0.0, atol=tolerance)
+    apart = logits(perturb(model))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path).eval()
+    assert torch.equal(logits(loaded), apart)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), apart, rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), apart)
+    model.delete_adapter("default")
+    assert not trained(model)
+
+
+def test_doras_norm_has_no_gradient():
+    """Against the formula written out, gradients of the maps too."""
+    model = perturb(adapted("bert", use_dora=True))
+    (layer, *_) = queries(model)
+    theta_A, theta_B = layer.theta("default")
+    m, W, x = layer.condlora_magnitude["default"], layer.weight, torch.randn(5, 16)
+    V = W + 2.0 * (W @ theta_B.T) @ (theta_A @ W.T)
+    expected = x @ (m / V.norm(dim=1).detach() * V.T) + layer.bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    wanted = torch.autograd.grad(expected.square().sum(), (theta_A, theta_B, m))
+    found = torch.autograd.grad(layer(x).square().sum(), (theta_A, theta_B, m))
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("method", SEEDED)
 def test_a_seed_that_is_left_out_is_drawn_and_kept(method):
     torch.manual_seed(1)
@@ -566,6 +661,7 @@ def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
     model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
     config = model.peft_config["default"]
     assert adapter.startswith(config.method) and config.r == 8
+    assert config.use_dora == (adapter == "condlora_dora")
     assert finetune.count_parameters(model, backbone)["adapter"] == sum(
         parameter.numel() for parameter in trained(model).values()
     )
