@@ -53,9 +53,8 @@ class CondLoraLayer(BaseTunerLayer):
         self.base_layer = base_layer
         # By adapter and name: the dictionary with the tensor, this layer's or that of the layer that holds it.
         self.tensors: dict[str, dict[str, Held]] = {}
-        self.next_layer: dict[
-            str, CondLoraLayer
-        ] = {}  # for methods that read the weight of another
+        # For methods that read the weight of another layer.
+        self.next_layer: dict[str, CondLoraLayer] = {}
         self.drawn_rank: dict[str, int] = {}  # in training, for nested methods
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, int] = {}
@@ -202,7 +201,10 @@ class Linear(nn.Module, CondLoraLayer):
         config,
         holder: CondLoraLayer | None,
     ) -> None:
-        """Put one more adapter on this layer; `holder` is the first of its sharing group, None if this is."""
+        """Put one more adapter on this layer.
+
+        `holder` is the first layer of its sharing group, None if this is; `path` its place in the model.
+        """
         self.r[adapter_name] = r
         self.lora_alpha[adapter_name] = lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)

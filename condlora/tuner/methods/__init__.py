@@ -46,6 +46,8 @@ def make_method(name: str, options: dict, form: str) -> Method:
     """
     if name not in METHODS:
         raise AdapterError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
+    if not isinstance(options, dict):
+        raise AdapterError(f"options is {options!r}: give names and values, such as {{'seed': 1}}.")
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
     unknown = sorted(set(options) - fields | set(options) & {"form"})
     if unknown:

@@ -16,6 +16,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from condlora.errors import AdapterError
+
 
 def kaiming(tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Draw a matrix in place as LoRA draws A."""
@@ -85,3 +87,5 @@ class Seeded(Method):
     def __post_init__(self):
         if self.seed is None:
             object.__setattr__(self, "seed", int(torch.randint(2**31, ())))
+        if not isinstance(self.seed, int):
+            raise AdapterError(f"seed is {self.seed!r}: give a whole number, or leave it out.")
