@@ -233,7 +233,9 @@ def _draw_rank(model: nn.Module, _, *, adapter_name: str) -> None:
     """For a nested method, before each forward pass in training: one rank for all layers."""
     layers = [m for m in model.modules() if isinstance(m, CondLoraLayer) and adapter_name in m.r]
     if model.training and layers:
-        rank = int(torch.randint(1, max(layer.r[adapter_name] for layer in layers) + 1, ()))
+        rank = int(
+            torch.randint(1, max(layer.r[adapter_name] for layer in layers) + 1, (), device="cpu")
+        )
         for layer in layers:
             layer.drawn_rank[adapter_name] = min(rank, layer.r[adapter_name])
 

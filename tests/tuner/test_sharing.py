@@ -112,9 +112,9 @@ def test_it_trains_every_tensor_and_the_loss_falls(settings):
 def test_saved_and_loaded_it_gives_the_same_bits_and_nothing_derived_is_saved(settings, tmp_path):
     model = perturb(adapted("bert", **settings))
     model.save_pretrained(tmp_path)
-    torch.manual_seed(123)  # a seed left unset may not be drawn anew
     for frugal in (True, False):
         base = FAMILIES["bert"].build()
+        torch.manual_seed(123)  # what was drawn may not be drawn anew
         loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=frugal).eval()
         assert torch.equal(logits(loaded), logits(model))
     saved = load_file(tmp_path / "adapter_model.safetensors")
@@ -392,6 +392,16 @@ def test_other_layer_gives_each_layer_the_next_ones_weight_also_while_that_is_me
         before = one._factors("default")[0]
         two.weight.mul_(2.0)
         torch.testing.assert_close(one._factors("default")[0], 2.0 * before)
+
+
+def test_a_name_that_was_deleted_can_be_given_to_another_method():
+    model = adapted("bert", method="condlora_other_layer")
+    model.add_adapter("kept", CondLoraConfig(r=2, target_modules=["query"]))
+    model.delete_adapter("default")
+    model.add_adapter("default", CondLoraConfig(r=2, target_modules=["query"]))
+    (layer, *_) = queries(model)
+    theta_A, _ = layer.theta("default")
+    assert torch.equal(layer.materialise()[0], theta_A @ layer.weight.T)
 
 
 def test_other_layer_needs_another_layer():

@@ -86,6 +86,6 @@ class Seeded(Method):
 
     def __post_init__(self):
         if self.seed is None:
-            object.__setattr__(self, "seed", int(torch.randint(2**31, ())))
+            object.__setattr__(self, "seed", int(torch.randint(2**31, (), device="cpu")))
         if not isinstance(self.seed, int):
             raise AdapterError(f"seed is {self.seed!r}: give a whole number, or leave it out.")
