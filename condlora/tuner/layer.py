@@ -244,7 +244,9 @@ class Linear(nn.Module, CondLoraLayer):
         held = self._held(f"condlora_derived_{name}", BufferDict)
         self.tensors[adapter_name][name] = held
         if not W.is_meta:
-            values = tensor.make(self.method[adapter_name].generator(f"{place}/{name}"))
+            generator = self.method[adapter_name].generator(f"{place}/{name}")
+            with torch.device("cpu"):  # where it draws, whatever the default device
+                values = tensor.make(generator)
             held[adapter_name] = values.to(W.device, torch.promote_types(W.dtype, torch.float32))
 
     def _held(self, attribute: str, kind: type[Held]) -> Held:

@@ -133,6 +133,19 @@ def test_saved_and_loaded_it_gives_the_same_bits_and_nothing_derived_is_saved(se
 
 
 @every_method
+def test_another_default_device_changes_nothing(settings):
+    """Where a GPU is the default, what is drawn is the same; here the default is torch's device without values."""
+    options = {"seed": 3} if settings["method"] in SEEDED else {}
+    settings = settings | {"options": settings["options"] | options}
+    expected = derived(adapted("bert", **settings))
+    base = FAMILIES["bert"].build()
+    with torch.device("meta"):
+        found = derived(adapted("bert", base=base, **settings))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@every_method
 def test_merged_and_unmerged_it_is_exact(settings):
     model = adapted("bert", **settings)
     apart = logits(model)
