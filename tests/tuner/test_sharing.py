@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig, export_lora, finetune
 from condlora.backbone import load_backbone, load_factors
@@ -130,6 +130,22 @@ def test_saved_and_loaded_it_gives_the_same_bits_and_nothing_derived_is_saved(se
         assert config["method"] == settings["method"]
         assert config["options"].items() >= settings["options"].items()
         assert isinstance(config["options"].get("seed", 0), int)
+
+
+@every_method
+def test_a_file_that_lacks_a_tensor_or_holds_one_of_another_shape_is_refused(settings, tmp_path):
+    model = perturb(adapted("bert", **settings))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    saved = load_file(file)
+    for name in (n for n in saved if "condlora_" in n):
+        rest = {key: tensor for key, tensor in saved.items() if key != name}
+        save_file(rest, file)
+        with pytest.raises(AdapterError, match=f"lacks .*{name.rpartition('.')[2]}"):
+            PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path)
+        save_file(rest | {name: saved[name][:, :-1].contiguous()}, file)
+        with pytest.raises(AdapterError, match="in the adapter's file and"):
+            PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path)
 
 
 @every_method
