@@ -284,6 +284,18 @@ def test_half_precision_weights_are_no_hindrance(settings, tmp_path):
 
 
 @every_method
+def test_what_is_trained_may_be_in_half_precision_too(settings):
+    config = CondLoraConfig(r=4, target_modules=["query"], init_weights=False, **settings)
+    base = FAMILIES["bert"].build().bfloat16()
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    assert {p.dtype for p in trained(model).values()} == {torch.bfloat16}
+    model(input_ids=IDS).logits.sum().backward()
+    assert all(p.grad is not None for p in trained(model).values())
+    A, B = queries(model)[1].materialise()
+    assert A.dtype == B.dtype == torch.bfloat16
+
+
+@every_method
 def test_the_card_names_the_method(settings):
     model = adapted("bert", **settings)
     method = METHODS[settings["method"]]
