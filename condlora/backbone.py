@@ -23,7 +23,9 @@ import hydra
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -34,6 +36,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from condlora import methods
 from condlora.errors import (
     AdapterError,
     BackboneError,
@@ -43,6 +46,8 @@ from condlora.errors import (
     first_line,
 )
 from condlora.tuner import Factors, layer_factors
+
+TENSORS = "adapter_model.safetensors"  # PEFT's name
 
 
 @dataclass(frozen=True)
@@ -298,19 +303,27 @@ def fresh_model(backbone: Backbone) -> PreTrainedModel:
     return model
 
 
-def add_adapter(model: PreTrainedModel, cfg: DictConfig, head: tuple[str, ...]) -> PeftModel:
+def add_adapter(
+    model: PreTrainedModel,
+    cfg: DictConfig,
+    head: tuple[str, ...],
+    batches: methods.Batches | None = None,
+) -> PeftModel:
     """Put the adapter of a config on a model; the head is trained and saved whole beside it.
+
+    batches: of the training data, for methods that start from them.
 
     Raises:
         ConfigError: the adapter's config is not one PEFT accepts.
         AdapterError: it does not fit the model.
     """
+    methods.check_requirements(cfg)
     try:
         config = hydra.utils.instantiate(cfg.config, modules_to_save=list(head), _convert_="all")
         with warnings.catch_warnings():
             # LoRA sets it by itself where the layer is GPT-2's Conv1D, and says so.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
-            return get_peft_model(model, config)
+            return methods.put_on(model, config, cfg, batches)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -332,12 +345,19 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Adapter and head as safetensors, as PEFT lays them out. Asks the hub nothing."""
+    """Adapter and head as safetensors, as PEFT lays them out. Asks the hub nothing.
+
+    With them what the method changed of the model's own weights, see `condlora.methods`.
+    """
     logging.getLogger("peft").setLevel(logging.ERROR)
     for config in model.peft_config.values():
         if isinstance(config.target_modules, set):  # whose order is another in every process
             config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    with methods.as_saved(model) as base_weights:
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    if base_weights:
+        path = folder / TENSORS
+        save_file(load_file(path) | base_weights, path, metadata={"format": "pt"})
 
 
 def load_run(folder: Path) -> tuple[PeftModel, DictConfig]:
@@ -349,6 +369,14 @@ def load_run(folder: Path) -> tuple[PeftModel, DictConfig]:
 
 
 def load_factors(folder: Path) -> dict[str, Factors]:
-    """W, A and B of every adapted layer of a finished run, by module kind ("query", "value")."""
+    """W, A and B of every adapted layer of a finished run, by module kind ("query", "value").
+
+    Empty where the method is not one B A added to each W, see `condlora.methods.is_one_product`.
+    """
+    with safe_open(folder / "adapter" / TENSORS, framework="pt") as file:
+        names = list(file.keys())
+    config = PeftConfig.from_pretrained(str(folder / "adapter"))
+    if not methods.is_one_product(config, names):
+        return {}
     model, cfg = load_run(folder)
     return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))

@@ -1,7 +1,7 @@
 """Checkpoints of a run: all that training changes, so that a run killed at any instant ends as if it had not been.
 
     checkpoints/step-00000120/
-        tensors.safetensors    trainable parameters, the optimizer's moments, the random generators
+        tensors.safetensors    trainable parameters, the optimizer's moments, the method's own state, the random generators
         adapter/               the adapter chosen so far, if one was
         state.json             counts and curve, schedule, what made it, and the SHA-256 of every other file
 
@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from condlora import methods
 from condlora.errors import Interrupted
 from condlora.files import remove_scratch, sha256, write_atomically
 from condlora.ownership import Claim
@@ -192,6 +193,7 @@ def _tensors(training: Training) -> dict[str, torch.Tensor]:
     found = {f"parameter.{name}": p.detach() for name, p in training.trainable.items()}
     for index, moments in training.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    found |= {f"method.{name}": t for name, t in methods.state(training.model).items()}
     found["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         for index, state in enumerate(torch.cuda.get_rng_state_all()):
@@ -204,6 +206,8 @@ def _load_tensors(training: Training, tensors: dict[str, torch.Tensor], groups: 
         for name, parameter in training.trainable.items():
             parameter.copy_(tensors[f"parameter.{name}"])
     moments: dict[int, dict] = {}
+    own = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
+    methods.load_state(training.model, own)
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":

@@ -22,6 +22,7 @@ from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
+from condlora.methods import can_merge
 
 TIMED_ROUNDS = 7  # odd, so that the median is one of them
 TIMED_EXAMPLES = 32
@@ -91,14 +92,18 @@ def test_saved(
 @torch.inference_mode()
 def merged_speed(
     cfg: DictConfig, data: Data, backbone: Backbone, accelerator: Accelerator, folder: Path
-) -> float:
+) -> float | None:
     """How fast the saved adapter answers once merged, over the backbone alone: 1 where merging costs nothing.
+
+    None for a method that cannot be merged, see `condlora.methods.can_merge`.
 
     Both answer the first TIMED_EXAMPLES of the test set by turns; the median over TIMED_ROUNDS turns, which a
     machine that slows down in between leaves where it is.
     """
     alone = copy.deepcopy(backbone.model).to(accelerator.device)
     adapted = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
+    if not can_merge(adapted):
+        return None
     merged = adapted.merge_and_unload()
     first = [data.test[i] for i in range(min(TIMED_EXAMPLES, len(data.test)))]
     batch = collator(cfg, data)(first)

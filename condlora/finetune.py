@@ -30,6 +30,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
+from condlora import methods
 from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.checkpoints import Checkpoints, Interruption, Progress, Training, tidy
 from condlora.device import choose_attention, described_environment, make_accelerator
@@ -45,7 +46,7 @@ from condlora.errors import (
 )
 from condlora.evaluation import collator, merged_speed, predict, score, test_saved
 from condlora.files import remove_scratch, write_atomically
-from condlora.glue.batches import training_batches
+from condlora.glue.batches import padder, training_batches
 from condlora.glue.prepare import Data, prepare
 from condlora.init_adapter import start_from
 from condlora.ownership import Claim
@@ -101,7 +102,7 @@ def fine_tune(cfg: DictConfig, claim: Claim) -> dict:
         check_length(cfg, backbone)
         record["environment"]["attention"] = choose_attention(cfg, backbone, accelerator)
         data = prepare(cfg)
-        model = initialise(cfg, backbone, seeds)
+        model = initialise(cfg, backbone, seeds, data)
     except Exception as error:
         if not folder.exists():
             write_record(folder, record | failure(error))
@@ -158,10 +159,12 @@ def num_labels(cfg: DictConfig) -> int:
 
 def check_length(cfg: DictConfig, backbone: Backbone) -> None:
     """Raise a ConfigError if the protocol's examples are longer than the backbone can read."""
-    if cfg.protocol.max_length > backbone.max_length:
+    limit = backbone.max_length
+    limit -= cfg.adapter.config.get("num_virtual_tokens", 0)  # an adapter's own take positions too
+    if cfg.protocol.max_length > limit:
         raise ConfigError(
             f"protocol.max_length is {cfg.protocol.max_length}, and {cfg.backbone.name} reads at most "
-            f"{backbone.max_length} tokens: set protocol.max_length={backbone.max_length}."
+            f"{limit} tokens: set protocol.max_length={limit}."
         )
 
 
@@ -173,13 +176,21 @@ def streams(seed: int, task: str) -> dict[str, int]:
     }
 
 
-def initialise(cfg: DictConfig, backbone: Backbone, seeds: dict[str, int]) -> PeftModel:
+def initialise(
+    cfg: DictConfig, backbone: Backbone, seeds: dict[str, int], data: Data | None = None
+) -> PeftModel:
     """Backbone with a new head, drawn first and so the same for every adapter, and a new adapter.
 
-    Where the adapter's config says so, the adapter is another run's; see `condlora.init_adapter`.
+    data: for methods that start from it; they see the examples in the order training will. Where the adapter's config
+    says so, the adapter is another run's; see `condlora.init_adapter`.
     """
+
+    def batches(size: int) -> DataLoader:
+        collate = padder(data.tokenizer, padding="longest", max_length=cfg.protocol.max_length)
+        return training_batches(data.train, collate, batch_size=size, seed=seeds["data"])
+
     torch.manual_seed(seeds["initialisation"])
-    model = add_adapter(fresh_model(backbone), cfg.adapter, backbone.head)
+    model = add_adapter(fresh_model(backbone), cfg.adapter, backbone.head, batches)
     if cfg.adapter.get("init_from"):
         start_from(model, cfg.adapter, backbone)
     return model
@@ -275,9 +286,10 @@ def prepare_training(
 ) -> tuple[Training, DataLoader]:
     """AdamW and its schedule for the trainable parameters, all on the run's device."""
     protocol = cfg.protocol
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    methods.begin(model, cfg.adapter, total_steps)
+    groups = methods.parameter_groups(model, cfg.adapter, protocol.learning_rate)
     optimizer = torch.optim.AdamW(
-        trainable, lr=protocol.learning_rate, weight_decay=protocol.weight_decay
+        groups, lr=protocol.learning_rate, weight_decay=protocol.weight_decay
     )
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
@@ -318,8 +330,9 @@ def take_step(
     accelerator.clip_grad_norm_(training.trainable.values(), protocol.max_grad_norm)
     training.optimizer.step()
     training.schedule.step()
-    training.optimizer.zero_grad()
     progress.step += 1
+    methods.after_step(accelerator.unwrap_model(training.model), progress.step)
+    training.optimizer.zero_grad()
     progress.train_examples += len(labels)
     # Not read here, which would wait for the device; float32 as a checkpoint holds it.
     progress.loss_sum = progress.loss_sum + loss
@@ -392,7 +405,8 @@ def keep(model: PeftModel, accelerator: Accelerator, folder: Path, progress: Pro
     """Save adapter and head as the run's result so far."""
     progress.best_step, progress.best_epoch = progress.step, progress.epoch
     unwrapped = accelerator.unwrap_model(model)
-    write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
+    with accelerator.autocast():  # P-tuning's prompts are computed when they are saved
+        write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
 
 
 # Test

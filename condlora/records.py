@@ -24,17 +24,26 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
 
-from condlora.errors import ConfigError, DataError, Interrupted, RunFolderError, UserError
+from condlora.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    RunFolderError,
+    UserError,
+    first_line,
+)
 from condlora.files import content_sha256, sha256, write_atomically
 
 SCHEMA_VERSION = 2
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
 # Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
-# where data and weights lie, for the hashes in a record say what they are.
+# where data and weights lie, for the hashes in a record say what they are; an adapter's display name, and its default
+# rate, for the protocol's field holds the one that is used.
 NOT_IN_RECIPE = {
     "protocol": ("tables",),
     "data": ("root",),
     "backbone": ("path", "weights_sha256"),
+    "adapter": ("title", "default_learning_rate"),
 }
 STATUSES = ("running", "interrupted", "failed", "done")
 REQUIRED_FILES = (
@@ -79,18 +88,25 @@ def recipe(cfg: DictConfig) -> dict:
         kept = [key for key in cfg[group] if key not in NOT_IN_RECIPE.get(group, ())]
         node = OmegaConf.masked_copy(cfg[group], kept)
         node._set_parent(cfg)
+        unresolved = None
         try:
             plain[group] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:
             name = f"{group}.{error.full_key}"
             raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
         except InterpolationKeyError as error:
-            fields = [key for key in node if _has_no_entry(node, key)]
+            unresolved = error
+        lacking = [key for key in node if _has_no_entry(node, key)]
+        if lacking:
             raise ConfigError(
-                f"The protocol {cfg.protocol.name!r} has no {', '.join(fields)} for adapter {cfg.adapter.name!r} on "
-                f"task {cfg.task.name!r}: set {' '.join(f'{group}.{field}=...' for field in fields)} or choose "
+                f"The protocol {cfg.protocol.name!r} has no {', '.join(lacking)} for adapter {cfg.adapter.name!r} on "
+                f"task {cfg.task.name!r}: set {' '.join(f'{group}.{key}=...' for key in lacking)} or choose "
                 "another protocol."
-            ) from error
+            ) from unresolved
+        if unresolved is not None:
+            raise ConfigError(
+                f"{group} cannot be resolved ({first_line(unresolved)}): set that value."
+            )
     for name in _own_files(plain["data"]):
         plain["data"][name] = content_sha256(_there(plain["data"][name], f"data.{name}"))
     if plain["adapter"].get("init_from"):
@@ -128,11 +144,11 @@ def adapter_to_start_from(folder: Path) -> Path:
 
 
 def _has_no_entry(node: DictConfig, key: str) -> bool:
+    """Whether a table lacks what a setting is read from; for the rate, whether the adapter has no default either."""
     try:
-        node[key]
+        return node[key] is None and key == "learning_rate"
     except InterpolationKeyError:
         return True
-    return False
 
 
 def _own_files(data: dict) -> list[str]:

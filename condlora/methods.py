@@ -1,0 +1,242 @@
+"""What some methods need beside a PEFT config: each need in one place, named by a key of the adapter's file.
+
+    trained                regular expression: which of the model's own weights are trained (full, BitFit)
+    frozen                 regular expression: which of the adapter's are not (LoRA-FA)
+    learning_rate_factors  regular expression on a parameter's name -> factor on the rate (LoRA+, VB-LoRA)
+    start                  a start that PEFT lacks: milora
+    examples               of the training data that the start is made from, one by one (CorDA)
+    schedule               shares of the run's steps (AdaLoRA)
+    requires               a package that is not among the requirements (LoftQ)
+
+Full fine-tuning, the head alone and BitFit are PEFT models too, of LoRA on no module: what is trained of the model
+itself is saved under its own name in the adapter's file, which PEFT loads like any other tensor. So there is one
+kind of model, of folder and of checkpoint. In the same way a method that starts by taking something out of W (PiSSA,
+OLoRA, MiLoRA, CorDA, LoftQ) saves what is left of W: a start made anew from W, as PEFT does by itself, may differ in
+its last bits, and CorDA's needs the data. Such a file is as large as the adapted weights: 54 MiB where LoRA has 1.1 on
+RoBERTa-base, query and value.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from omegaconf import DictConfig
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.eva import initialize_lora_eva_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from condlora.errors import ConfigError
+
+Batches = Callable[
+    [int], Iterable[dict[str, torch.Tensor]]
+]  # size of a batch -> the training batches, in order
+
+OF_PEFT = (
+    ".modules_to_save.",
+    ".original_module.",
+)  # the head's trained copy, and the head it stands in for
+CHANGES_W = re.compile("pissa|olora|corda|loftq")  # init_lora_weights that take something out of W
+
+
+def check_requirements(cfg: DictConfig) -> None:
+    """Raise a ConfigError if the adapter's method needs a package that is not installed."""
+    package = cfg.get("requires")
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"adapter={cfg.name} needs {package}, which is not installed: pip install '.[quantised]'."
+        )
+
+
+def put_on(
+    model: PreTrainedModel, config: PeftConfig, cfg: DictConfig, batches: Batches | None
+) -> PeftModel:
+    """Put the adapter on a model and start it as its method does, from training batches where it needs them.
+
+    `base_weights` of what is returned names the model's own weights that are to be saved with the adapter.
+    """
+    init = getattr(config, "init_lora_weights", None)
+    if init == "corda":
+        _look_at_examples(model, config, cfg.examples, batches)
+    adapted = get_peft_model(model, config)
+    if init == "eva":
+        # max_length padding would change the bits of what it sees: `batches` pads to the longest
+        initialize_lora_eva_weights(adapted, batches(EVA_BATCH), show_progress_bar=False)
+    if cfg.get("start") == "milora":
+        for layer in lora_layers(adapted):
+            _start_with_minor_components(layer)
+    adapted.base_weights = []
+    if cfg.get("start") or CHANGES_W.match(str(init)):
+        # As it is saved: loaded again, it must not take anything out of W a second time.
+        config.init_lora_weights, config.corda_config, config.loftq_config = True, None, {}
+        kept = {id(layer.get_base_layer().weight) for layer in lora_layers(adapted)}
+        adapted.base_weights = [n for n, p in adapted.named_parameters() if id(p) in kept]
+    for name, parameter in adapted.named_parameters():
+        if any(part in name for part in OF_PEFT):
+            continue
+        if cfg.get("trained") and re.search(cfg.trained, name):
+            parameter.requires_grad_(True)
+            adapted.base_weights.append(name)
+        if cfg.get("frozen") and re.search(cfg.frozen, name):
+            parameter.requires_grad_(False)
+    return adapted
+
+
+EVA_BATCH = 32  # examples; the start is the same whatever the run's batch
+
+
+def lora_layers(model: nn.Module) -> Iterator[LoraLayer]:
+    """The adapted layers of a LoRA."""
+    return (module for module in model.modules() if isinstance(module, LoraLayer))
+
+
+def _look_at_examples(
+    model: PreTrainedModel, config: LoraConfig, count: int, batches: Batches
+) -> None:
+    """What CorDA starts from: the covariance of each target's inputs, by PEFT, which wants one example at a time."""
+
+    def run() -> None:
+        for _, batch in zip(range(count), batches(1), strict=False):
+            model(**{name: values for name, values in batch.items() if name != "labels"})
+
+    preprocess_corda(model, config, run_model=run)
+
+
+@torch.no_grad()
+def _start_with_minor_components(layer: LoraLayer, adapter: str = "default") -> None:
+    """MiLoRA (equations 3 to 5): s B A is W's r smallest singular triplets, and W loses them."""
+    weight, r, s = layer.get_base_layer().weight, layer.r[adapter], layer.scaling[adapter]
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    root = (S[-r:] / s).sqrt()
+    layer.lora_A[adapter].weight.copy_(root[:, None] * Vh[-r:])
+    layer.lora_B[adapter].weight.copy_(U[:, -r:] * root)
+    weight -= s * layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
+
+
+# Training
+
+
+def parameter_groups(model: nn.Module, cfg: DictConfig, learning_rate: float) -> list:
+    """The trainable parameters as torch's optimizers take them: one list, or a group for each rate."""
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    factors = cfg.get("learning_rate_factors")
+    if not factors:
+        return list(trainable.values())
+    groups: dict[float, list] = {}
+    for name, parameter in trainable.items():
+        factor = next((f for pattern, f in factors.items() if re.search(pattern, name)), 1)
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": own, "lr": factor * learning_rate} for factor, own in groups.items()]
+
+
+def begin(model: PeftModel, cfg: DictConfig, total_steps: int) -> None:
+    """Tell the method how long the run is; AdaLoRA's schedule is in steps.
+
+    Raises:
+        ConfigError: too few steps for a schedule.
+    """
+    config = _config(model)
+    if not isinstance(config, AdaLoraConfig):
+        return
+    schedule = cfg.schedule
+    config.total_step = total_steps
+    config.tinit, config.tfinal = (int(schedule[key] * total_steps) for key in ("tinit", "tfinal"))
+    config.deltaT = math.ceil(schedule.deltaT * total_steps)
+    if total_steps - config.tfinal - config.tinit < 2:
+        raise ConfigError(
+            f"adapter={cfg.name} has no step left to prune in: train longer or lower adapter.schedule.tinit and tfinal."
+        )
+
+
+def after_step(model: PeftModel, step: int) -> None:
+    """Between the optimizer's step, counted from 1, and the clearing of gradients: AdaLoRA prunes."""
+    if isinstance(_config(model), AdaLoraConfig):
+        model.base_model.update_and_allocate(step)
+
+
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's RankAllocator, by parameter
+
+
+def state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """All that a checkpoint has to hold beside trainable parameters: changed weights, AdaLoRA's importance and ranks."""
+    own = dict(model.named_parameters())
+    changed = [name for name in model.base_weights if not own[name].requires_grad]
+    found = {f"weight.{name}": own[name].detach() for name in changed}
+    if isinstance(_config(model), AdaLoraConfig):
+        allocator = model.base_model.rankallocator
+        for kind in IMPORTANCE:
+            found |= {f"{kind}.{name}": t for name, t in getattr(allocator, kind).items()}
+        for name, kept in (_config(model).rank_pattern or {}).items():
+            found[f"kept.{name}"] = torch.tensor(kept)
+    return found
+
+
+@torch.no_grad()
+def load_state(model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `state` gave."""
+    own = dict(model.named_parameters())
+    ranks = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "weight":
+            own[name].copy_(tensor)
+        elif kind == "kept":
+            ranks[name] = tensor.tolist()
+        else:
+            device = own[f"base_model.model.{name}"].device
+            getattr(model.base_model.rankallocator, kind)[name] = tensor.to(device)
+    if ranks:
+        _config(model).rank_pattern = ranks
+
+
+# Saving and use
+
+
+@contextmanager
+def as_saved(model: PeftModel) -> Iterator[dict[str, torch.Tensor]]:
+    """Within it PEFT may save the adapter; yields the tensors to be saved beside PEFT's own.
+
+    AdaLoRA is saved with the triplets it pruned, which are zero: without them PEFT would leave out those that grew
+    since the last pruning, and a sum over fewer terms is another sum in its last bits.
+    """
+    config, own = _config(model), dict(model.named_parameters())
+    is_pruned = isinstance(config, AdaLoraConfig)
+    ranks = config.rank_pattern if is_pruned else None
+    if is_pruned:
+        config.rank_pattern = None
+    try:
+        yield {name: own[name].detach().contiguous() for name in model.base_weights}
+    finally:
+        if is_pruned:
+            config.rank_pattern = ranks
+
+
+def can_merge(model: PeftModel) -> bool:
+    """Whether the method becomes part of the model's own weights: all but those that add tokens."""
+    return not _config(model).is_prompt_learning
+
+
+def is_one_product(config: PeftConfig, saved: Iterable[str]) -> bool:
+    """Whether a saved adapter adds scaling B A, of one rank, to the W that all methods start from.
+
+    saved: the names in its file. Of PEFT's methods: LoRA, rsLoRA, LoRA+, LoRA-FA; CondLoRA. Not: DoRA, which scales
+    the sum; those that took something out of W; EVA where ranks differ; and all that are no LoRA.
+    """
+    if config.peft_type not in ("LORA", "CONDLORA") or getattr(config, "use_dora", False):
+        return False
+    saved = list(saved)
+    if any(name.endswith(".base_layer.weight") for name in saved):
+        return False
+    has_ranks = getattr(config, "init_lora_weights", None) == "eva" and config.rank_pattern
+    return not has_ranks and any("lora_" in name for name in saved)
+
+
+def _config(model: PeftModel) -> PeftConfig:
+    return model.peft_config["default"]
