@@ -41,7 +41,7 @@ def costs(cells: list[Cell]) -> pd.DataFrame:
                 "trainable_parameters": record["parameters"]["trainable"],
                 "backbone_parameters": record["parameters"]["backbone"],
                 "train_examples_per_second": record["train_examples_per_second"],
-                "merged_speed_over_backbone": record.get("merged_speed_over_backbone", math.nan),
+                "merged_speed_over_backbone": _number(record.get("merged_speed_over_backbone")),
                 "train_seconds": record["train_seconds"],
                 "evaluation_seconds": record["evaluation_seconds"],
                 "total_seconds": record["total_seconds"],
@@ -51,6 +51,10 @@ def costs(cells: list[Cell]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def conditions(environment: dict) -> str:
@@ -147,7 +151,7 @@ def table4(runs: pd.DataFrame) -> typeset.Table:
             "with head: a range where tasks have heads of different sizes. Ratio of speeds: mean ± "
             "sd over pairs of runs (n) with the same device, threads, precision and attention. Merged: "
             "in inference, over the backbone without an adapter timed by turns on the same batch, mean "
-            "± sd over runs. Memory: the largest of any run; seconds: summed over the runs.",
+            "± sd over runs; none for methods that add tokens, which cannot be merged. Memory: the largest of any run; seconds: summed over the runs.",
             "Train examples/s: all examples over all training seconds of the tasks and seeds that "
             "every method finished; it depends on the tasks' sentence lengths, so see also "
             "table4_by_task. The paper does not state its task. Paper: RoBERTa-base on "

@@ -1,5 +1,6 @@
 """The one place that sets the plotting style; figures are byte-equal when drawn again."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from analysis.typeset import CSV_FORMAT
+from condlora.cli import CONFIGS
 
 plt.rcParams.update(
     {
@@ -43,9 +46,14 @@ METHOD_LINE = {"lora": "-", "condlora": "--"}
 COLUMN_WIDTH = 3.3  # inches: one column of a two-column page
 
 
+@functools.cache
 def label(adapter: str) -> str:
-    """The name a method goes by; its configuration's name where no other is set."""
-    return METHOD_STYLE.get(adapter, {}).get("label", adapter)
+    """The name a method goes by: the title in its configuration, else the configuration's name."""
+    if adapter in METHOD_STYLE:
+        return METHOD_STYLE[adapter]["label"]
+    path = CONFIGS / "adapter" / f"{adapter}.yaml"
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found.get("title", adapter)
 
 
 def heatmap(

@@ -168,14 +168,15 @@ def draw_differences(
         return None
     tasks = [t for t in [*TASKS, *own_tasks(gaps), AVERAGE] if t in set(gaps.task)]
     adapters = sorted(set(gaps.adapter), key=adapter_order)
-    fig, ax = plt.subplots(figsize=(5.2, 0.32 * len(tasks) + 0.9), layout="constrained")
+    rows = max(0.32 * len(tasks), 0.17 * len(adapters))  # room for the legend
+    fig, ax = plt.subplots(figsize=(5.2, rows + 0.9), layout="constrained")
     margin_points = load_rules(margin_points)[0].margin_points
     within = f"within {margin_points:g} point{'s' * (margin_points != 1)}"
     ax.axvspan(-margin_points, margin_points, color="0.92", label=within)
     ax.axvline(0, color="0.4", linewidth=0.8)
     for n, adapter in enumerate(adapters):
         chosen = gaps[(gaps.adapter == adapter) & gaps.task.isin(tasks)]
-        style = METHOD_STYLE.get(adapter, {"label": adapter})
+        style = METHOD_STYLE.get(adapter, {"label": label(adapter)})
         # Seeds below each other, so that equal differences do not hide each other.
         height = chosen.task.map(tasks.index) + 0.15 * n + 0.07 * chosen.groupby("task").cumcount()
         ax.scatter(chosen.points, height, s=22, linewidths=0, alpha=0.8, **style)

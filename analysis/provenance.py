@@ -137,6 +137,10 @@ def runs_table(cells: list[Cell]) -> typeset.Table:
 
 def _adapter(recipe: dict[str, Any]) -> str:
     config = recipe["config"]
+    if not {"r", "lora_alpha"} <= config.keys():  # a method with settings of its own
+        named = ("_target_", "task_type", "target_modules")
+        own = (f"{key} {value}" for key, value in config.items() if key not in named)
+        return ", ".join(own) or "no settings"
     form = f", form {config['form']}" if "form" in config else ""
     return f"r {config['r']}, alpha {config['lora_alpha']}{form}"
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from analysis import rank_similarity, typeset
 from analysis.figures import COLUMN_WIDTH, METHOD_LINE, METHOD_STYLE, label, save
-from analysis.rank_selection import by_method, load_ranks, method_of, rank_of
+from analysis.rank_selection import by_method, has_rank, load_ranks, method_of, rank_of
 from analysis.selection import (
     REFERENCE,
     TASKS,
@@ -51,7 +51,10 @@ class RankStudy:
 
 
 def by_rank(cells: list[Cell], stacks: list[Stack], settings: Settings) -> RankStudy:
-    """Everything over ranks, from finished runs and their matrices (any ranks, in any order)."""
+    """Everything over ranks, from finished runs and their matrices (any ranks, in any order).
+
+    Runs of methods without LoRA's r and alpha are left out.
+    """
     runs = _runs(cells)
     similarity, notes = rank_similarity.similarities(by_method(stacks), settings)
     return RankStudy(runs, similarity, [*_missing(runs), *notes])
@@ -59,7 +62,7 @@ def by_rank(cells: list[Cell], stacks: list[Stack], settings: Settings) -> RankS
 
 def _runs(cells: list[Cell]) -> pd.DataFrame:
     rows = []
-    for cell in cells:
+    for cell in filter(has_rank, cells):
         record = cell.record
         rows.append(
             {
@@ -183,7 +186,7 @@ def _draw_scores(result: RankStudy, folder: Path) -> Path:
 
 
 def _line(ax: Axes, x: pd.Series, points: pd.DataFrame, method: str) -> None:
-    style = METHOD_STYLE.get(method, {"label": method, "marker": "^"})
+    style = METHOD_STYLE.get(method, {"label": label(method), "marker": "^"})
     ax.errorbar(
         x,
         points["mean"],

@@ -33,7 +33,15 @@ from analysis.conversion_similarity import SOURCE_LABEL
 from analysis.evidence import Findings
 from analysis.provenance import listed
 from analysis.rules import VERDICTS, load_rules
-from analysis.selection import TASKS, Study, is_paper_backbone, load_stacks, open_study, published
+from analysis.selection import (
+    TASKS,
+    Stack,
+    Study,
+    is_paper_backbone,
+    load_stacks,
+    open_study,
+    published,
+)
 from analysis.significance import one_example_points
 from analysis.typeset import Picture, Section
 from condlora.cli import command
@@ -64,10 +72,7 @@ def build(study: Study, margin_points: float | None = None) -> Path:
         _adapters(findings),
         efficiency.section(findings.costs),
         frontier.section(study.done, numbers.confidence, figures),
-        lora_subspace.section(lora_subspace.compare(stacks, settings), figures),
-        amplification.section(amplification.amplify(stacks, settings), figures),
-        rank.section(rank.by_rank(study.done, stacks, settings), figures),
-        positions.section(positions.locate(stacks, settings), figures),
+        *(_of_matrices(study, stacks) if stacks else []),
         provenance.section(study),
     ]
     sections = [s for s in sections if s.text or s.shown]
@@ -90,6 +95,17 @@ def build(study: Study, margin_points: float | None = None) -> Path:
     for name in ("report.html", "report.md"):
         (study.folder / name).write_text(_render(name, page), encoding="utf-8")
     return study.folder / "report.html"
+
+
+def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
+    """What there is to say only where a method's update is one B A a layer."""
+    figures, settings = study.folder / "figures", study.settings
+    return [
+        lora_subspace.section(lora_subspace.compare(stacks, settings), figures),
+        amplification.section(amplification.amplify(stacks, settings), figures),
+        rank.section(rank.by_rank(study.done, stacks, settings), figures),
+        positions.section(positions.locate(stacks, settings), figures),
+    ]
 
 
 def _render(name: str, page: dict[str, Any]) -> str:

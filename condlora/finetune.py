@@ -186,6 +186,7 @@ def initialise(
     """
 
     def batches(size: int) -> DataLoader:
+        # Not the run's collator: runtime.padding must not change results.
         collate = padder(data.tokenizer, padding="longest", max_length=cfg.protocol.max_length)
         return training_batches(data.train, collate, batch_size=size, seed=seeds["data"])
 

@@ -1,4 +1,4 @@
-"""What some methods need beside a PEFT config: each need in one place, named by a key of the adapter's file.
+"""What some methods need beside a PEFT config, all in one place; most is asked for by a key of the adapter's file.
 
     trained                regular expression: which of the model's own weights are trained (full, BitFit)
     frozen                 regular expression: which of the adapter's are not (LoRA-FA)
@@ -43,6 +43,7 @@ OF_PEFT = (
     ".modules_to_save.",
     ".original_module.",
 )  # the head's trained copy, and the head it stands in for
+EVA_BATCH = 32  # examples; the start is the same whatever the run's batch
 CHANGES_W = re.compile("pissa|olora|corda|loftq")  # init_lora_weights that take something out of W
 
 
@@ -66,8 +67,8 @@ def put_on(
     if init == "corda":
         _look_at_examples(model, config, cfg.examples, batches)
     adapted = get_peft_model(model, config)
+    _check_butterfly(adapted, config)
     if init == "eva":
-        # max_length padding would change the bits of what it sees: `batches` pads to the longest
         initialize_lora_eva_weights(adapted, batches(EVA_BATCH), show_progress_bar=False)
     if cfg.get("start") == "milora":
         for layer in lora_layers(adapted):
@@ -89,7 +90,15 @@ def put_on(
     return adapted
 
 
-EVA_BATCH = 32  # examples; the start is the same whatever the run's batch
+def _check_butterfly(model: PeftModel, config: PeftConfig) -> None:
+    """Raise a ConfigError where PEFT lacks its CUDA extension and so made BOFT's many factors one, with a warning."""
+    asked = getattr(config, "boft_n_butterfly_factor", None)
+    made = {len(p) for name, p in model.named_parameters() if ".boft_R." in name}
+    if asked and made != {asked}:
+        raise ConfigError(
+            f"adapter.config.boft_n_butterfly_factor={asked} needs PEFT's CUDA extension, which cannot be compiled "
+            "here (nvcc and ninja): set it to 1."
+        )
 
 
 def lora_layers(model: nn.Module) -> Iterator[LoraLayer]:
@@ -227,15 +236,15 @@ def is_one_product(config: PeftConfig, saved: Iterable[str]) -> bool:
     """Whether a saved adapter adds scaling B A, of one rank, to the W that all methods start from.
 
     saved: the names in its file. Of PEFT's methods: LoRA, rsLoRA, LoRA+, LoRA-FA; CondLoRA. Not: DoRA, which scales
-    the sum; those that took something out of W; EVA where ranks differ; and all that are no LoRA.
+    the sum; EVA, whose layers have ranks of their own; those that took something out of W; and all that are no LoRA.
     """
     if config.peft_type not in ("LORA", "CONDLORA") or getattr(config, "use_dora", False):
         return False
     saved = list(saved)
     if any(name.endswith(".base_layer.weight") for name in saved):
         return False
-    has_ranks = getattr(config, "init_lora_weights", None) == "eva" and config.rank_pattern
-    return not has_ranks and any("lora_" in name for name in saved)
+    is_eva = getattr(config, "init_lora_weights", None) == "eva"
+    return not is_eva and any("lora_" in name for name in saved)
 
 
 def _config(model: PeftModel) -> PeftConfig:
