@@ -21,7 +21,7 @@ from analysis import report
 from analysis.figures import label
 from analysis.selection import open_study
 from condlora import finetune, methods
-from condlora.backbone import load_adapter, load_backbone, load_factors, load_run
+from condlora.backbone import load_adapter, load_backbone, load_factors, load_run, save_adapter
 from condlora.checkpoints import Progress
 from condlora.device import make_accelerator
 from condlora.errors import ConfigError
@@ -185,6 +185,43 @@ def test_adaloras_schedule_is_in_the_runs_own_steps(cell):
     assert (config.total_step, config.tinit, config.tfinal, config.deltaT) == (5000, 600, 2500, 5)
     with pytest.raises(ConfigError, match="no step left to prune in"):
         methods.begin(model, cfg.adapter, 1)
+
+
+def pruning(cfg, steps):
+    """AdaLoRA's model as training begins, with gradients drawn anew and `steps` calls as the loop makes them."""
+    model, backbone = started(cfg)
+    methods.begin(model, cfg.adapter, 20)
+    for step in range(1, steps + 1):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn_like(parameter)
+                parameter.data.add_(0.1 * parameter.grad)
+        methods.after_step(model, step)
+    return model, backbone
+
+
+def test_adaloras_importance_and_ranks_come_back_from_a_checkpoint(cell):
+    cfg = cell("adalora")
+    model, _ = pruning(cfg, 5)
+    state = {name: tensor.clone() for name, tensor in methods.state(model).items()}
+    assert len(state) == 6 * (3 * 3 + 1)  # three numbers for each of A, E, B, and what is kept
+    fresh, _ = started(cfg)
+    methods.load_state(fresh, state)
+    again = methods.state(fresh)
+    assert again.keys() == state.keys() and all(torch.equal(again[n], state[n]) for n in state)
+
+
+def test_adalora_is_saved_with_what_grew_since_it_was_pruned(cell, tmp_path):
+    model, backbone = pruning(cell("adalora"), 5)
+    ranks = copy.deepcopy(model.peft_config["default"].rank_pattern)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_E" in name:
+                parameter.add_(1)
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(copy.deepcopy(backbone.model), tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert model.peft_config["default"].rank_pattern == ranks
 
 
 # Methods that start elsewhere
