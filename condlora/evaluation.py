@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from peft import PeftModel
 
+from condlora import methods
 from condlora.backbone import Backbone, load_adapter
 from condlora.errors import DivergedError
 from condlora.files import write_atomically
@@ -22,7 +23,6 @@ from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
-from condlora.methods import can_merge
 
 TIMED_ROUNDS = 7  # odd, so that the median is one of them
 TIMED_EXAMPLES = 32
@@ -95,16 +95,16 @@ def merged_speed(
 ) -> float | None:
     """How fast the saved adapter answers once merged, over the backbone alone: 1 where merging costs nothing.
 
-    None for a method that cannot be merged, see `condlora.methods.can_merge`.
+    None for a method that cannot be merged, see `condlora.methods.merged`.
 
     Both answer the first TIMED_EXAMPLES of the test set by turns; the median over TIMED_ROUNDS turns, which a
     machine that slows down in between leaves where it is.
     """
     alone = copy.deepcopy(backbone.model).to(accelerator.device)
     adapted = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
-    if not can_merge(adapted):
+    merged = methods.merged(adapted)
+    if merged is None:
         return None
-    merged = adapted.merge_and_unload()
     first = [data.test[i] for i in range(min(TIMED_EXAMPLES, len(data.test)))]
     batch = collator(cfg, data)(first)
     inputs = {k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"}

@@ -30,6 +30,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_mode
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import initialize_lora_eva_weights
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -227,9 +228,19 @@ def as_saved(model: PeftModel) -> Iterator[dict[str, torch.Tensor]]:
             config.rank_pattern = ranks
 
 
-def can_merge(model: PeftModel) -> bool:
-    """Whether the method becomes part of the model's own weights: all but those that add tokens."""
-    return not _config(model).is_prompt_learning
+def merged(model: PeftModel) -> nn.Module | None:
+    """The model, with the adapter now part of its own weights; None for methods that add tokens, which cannot be.
+
+    The trained head is put in place first: many of PEFT's tuners would look there for a `weight`, which a head of
+    several layers (RoBERTa's) does not have.
+    """
+    if _config(model).is_prompt_learning:
+        return None
+    base = model.get_base_model()
+    for name, child in list(base.named_children()):
+        if isinstance(child, ModulesToSaveWrapper):
+            setattr(base, name, child.modules_to_save["default"])
+    return model.merge_and_unload()
 
 
 def is_one_product(config: PeftConfig, saved: Iterable[str]) -> bool:

@@ -70,6 +70,8 @@ def cell(tiny_cells):
             "protocol.max_steps=7",
             "protocol.precision=no",
             "runtime.checkpoint_steps=2",
+            "backbone.architecture.model_type=roberta",  # the paper's, whose head has several layers
+            "backbone.architecture.max_position_embeddings=140",
         )
         chosen = {o.split("=")[0] for o in overrides}
         kept = (o for o in shipped if o.split("=")[0] not in chosen)
@@ -138,6 +140,12 @@ def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
         assert any("modules_to_save" not in n for n in moved)
     frozen = {n: p for n, p in before.named_parameters() if n in end and n not in start}
     assert all(torch.equal(p, end[n]) for n, p in frozen.items() if ".original_module." not in n)
+
+    adapted = logits(after)
+    merged = methods.merged(after)
+    if merged is not None:
+        torch.testing.assert_close(logits(merged), adapted, rtol=1e-3, atol=1e-5)
+        assert type(merged) is type(before.get_base_model())
 
 
 def tensors_of(cfg):
@@ -370,7 +378,7 @@ def test_what_cannot_be_run_is_one_sentence(cell, monkeypatch):
         match=r"^adapter=loftq needs bitsandbytes, .*: pip install '\.\[quantised\]'\.$",
     ):
         started(cell("loftq"))
-    with pytest.raises(ConfigError, match=r"reads at most 108 tokens: set protocol.max_length=108"):
+    with pytest.raises(ConfigError, match=r"reads at most 120 tokens: set protocol.max_length=120"):
         finetune.run(cell("prompt_tuning", "protocol.max_length=128"))
     with pytest.raises(
         ConfigError, match=r"factor=2 needs PEFT's CUDA extension.*: set it to 1\.$"
