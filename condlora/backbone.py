@@ -351,7 +351,9 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """
     logging.getLogger("peft").setLevel(logging.ERROR)
     for config in model.peft_config.values():
-        if isinstance(config.target_modules, set):  # whose order is another in every process
+        if isinstance(
+            getattr(config, "target_modules", None), set
+        ):  # whose order is another in every process
             config.target_modules = sorted(config.target_modules)
     with methods.as_saved(model) as base_weights:
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)

@@ -247,9 +247,12 @@ def is_one_product(config: PeftConfig, saved: Iterable[str]) -> bool:
     """Whether a saved adapter adds scaling B A, of one rank, to the W that all methods start from.
 
     saved: the names in its file. Of PEFT's methods: LoRA, rsLoRA, LoRA+, LoRA-FA; CondLoRA. Not: DoRA, which scales
-    the sum; EVA, whose layers have ranks of their own; those that took something out of W; and all that are no LoRA.
+    the sum; EVA, whose layers have ranks of their own; those that took something out of W; and all that are no LoRA. The
+    controls and kin of CondLoRA are left out as well: what the paper says of its matrices it does not say of theirs.
     """
     if config.peft_type not in ("LORA", "CONDLORA") or getattr(config, "use_dora", False):
+        return False
+    if getattr(config, "method", "condlora") != "condlora":
         return False
     saved = list(saved)
     if any(name.endswith(".base_layer.weight") for name in saved):

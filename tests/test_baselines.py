@@ -33,8 +33,8 @@ from tests.faults.harness import fault, left_behind
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {path.stem: OmegaConf.load(path) for path in (ROOT / "configs/adapter").glob("*.yaml")}
 METHODS = sorted(
-    name for name in FILES if not name.endswith("_r")
-)  # those are the same at other ranks
+    name for name in FILES if not name.endswith(("_r", "_from"))
+)  # those are the same at other ranks and from another start
 TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
 # Those whose update is one s B A on each W, which the analyses of matrices take.
 ONE_PRODUCT = ["lora", "condlora", "rslora", "lora_plus", "lora_fa"]
@@ -378,7 +378,7 @@ def test_what_cannot_be_run_is_one_sentence(cell, monkeypatch):
         match=r"^adapter=loftq needs bitsandbytes, .*: pip install '\.\[quantised\]'\.$",
     ):
         started(cell("loftq"))
-    with pytest.raises(ConfigError, match=r"reads at most 120 tokens: set protocol.max_length=120"):
+    with pytest.raises(ConfigError, match=r"reads at most 118 tokens: set protocol.max_length=118"):
         finetune.run(cell("prompt_tuning", "protocol.max_length=128"))
     with pytest.raises(
         ConfigError, match=r"factor=2 needs PEFT's CUDA extension.*: set it to 1\.$"
@@ -439,6 +439,14 @@ FORMULAS = {
     "head": 0,
     "bitfit": LAYERS * A_LAYERS_BIASES + WIDTH,  # and the embeddings' layer norm
     "condlora": 2 * 2 * 8 * WIDTH,  # theta_A and theta_B of two kinds (Kim et al., Table 4)
+    "condlora_frozen_a": 2 * 8 * WIDTH,  # theta_B alone
+    "cond_adalora": 2 * 2 * 8 * WIDTH + TARGETS * 8,  # and Lambda
+    "condlora_dora": 2 * 2 * 8 * WIDTH + TARGETS * WIDTH,  # and a magnitude for each output
+    "share_lora_a": 2 * 8 * WIDTH + LORA // 2,
+    "share_lora_b": 2 * 8 * WIDTH + LORA // 2,
+    "tied_lora": 2 * 2 * 8 * WIDTH + TARGETS * (8 + WIDTH),  # and two vectors a layer
+    "lora_xs": TARGETS * 8**2,
+    "nola": TARGETS * 2 * 1024,  # a coefficient for each random matrix
     "lora_fa": LORA // 2,
     "dora": LORA + TARGETS * WIDTH,  # a magnitude for each output
     "adalora": TARGETS * 12 * (2 * WIDTH + 1),  # before it is pruned
@@ -455,7 +463,7 @@ FORMULAS = {
     "prefix_tuning": 20 * LAYERS * 2 * WIDTH,
     "prompt_tuning": 20 * WIDTH,
     "p_tuning": 20 * WIDTH + (WIDTH + 1) * 128 + 129 * 128 + 129 * WIDTH,
-} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq"), LORA)  # fmt: skip
+} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "dylora"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
 # In millions, as printed: Hu et al. 2022, table 2 (full, BitFit, LoRA); Kopiczko et al. 2023, table 2; Gao et al.
 # 2024, table 2; PEFT's documentation of prefix tuning on bert-base-cased, less the head's 1,538.
 PRINTED = {
