@@ -28,6 +28,10 @@ AXES = {  # column -> name of the axis
     "time": "training time / LoRA's",
     "memory_mib": "peak memory, MiB",
 }
+BESIDE = (
+    REFERENCE,
+    "condlora",
+)  # whose scores the others' are compared with: the paper's two methods
 NAMES_IN_A_COLUMN = 28
 
 
@@ -35,8 +39,9 @@ def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[s
     """A row a method, fewest parameters first, and the sentences that belong to them.
 
     Columns: method, parameters; score, sd, n, low, high: mean over tasks in points, over seeds, with Student's
-    interval; gap, gap_low, gap_high: the same of its difference from LoRA's score of the same seed; time: training time
-    over LoRA's, mean over pairs that were timed alike; memory_mib: the largest run's; on_frontier.
+    interval; less_lora, less_condlora, each with _low and _high: the same of its difference from their score of the same
+    seed; time: training time over LoRA's, mean over pairs that were timed alike; memory_mib: the largest run's;
+    on_frontier.
     """
     runs = glue_scores.scores(cells)
     runs = runs[runs.task != glue_scores.AVERAGE]
@@ -59,10 +64,6 @@ def _row(
 ) -> dict:
     own, found = costs[costs.adapter == method], summarise(means[method])
     interval = t_interval(means[method], confidence)
-    gap, gap_interval = summarise([]), UNDEFINED_INTERVAL
-    if REFERENCE in means and method != REFERENCE:
-        gaps = means[method] - means[REFERENCE]
-        gap, gap_interval = summarise(gaps), t_interval(gaps, confidence)
     time = 1.0 if method == REFERENCE else (1 / speed.ratio[speed.adapter == method]).mean()
     return {
         "method": method,
@@ -72,12 +73,25 @@ def _row(
         "n": found.n,
         "low": interval.low,
         "high": interval.high,
-        "gap": gap.mean,
-        "gap_low": gap_interval.low,
-        "gap_high": gap_interval.high,
         "time": time,
         "memory_mib": own.peak_memory_mib.max(),
-    }
+    } | _gaps(method, means, confidence)
+
+
+def _gaps(method: str, means: pd.DataFrame, confidence: float) -> dict[str, float]:
+    """The score less that of each of BESIDE, of the same seed: mean and Student's interval."""
+    found = {}
+    for other in BESIDE:
+        gap, interval = summarise([]), UNDEFINED_INTERVAL
+        if other in means and method != other:
+            gaps = means[method] - means[other]
+            gap, interval = summarise(gaps), t_interval(gaps, confidence)
+        found |= {
+            f"less_{other}": gap.mean,
+            f"less_{other}_low": interval.low,
+            f"less_{other}_high": interval.high,
+        }
+    return found
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -109,8 +123,7 @@ def table(found: pd.DataFrame, notes: list[str]) -> Table:
             f"{row.parameters:,.0f}",
             typeset.spread(Summary(row.score, row.sd, row.n), 2),
             typeset.interval(row.low, row.high, 2),
-            typeset.number(row.gap, 2),
-            typeset.interval(row.gap_low, row.gap_high, 2),
+            *_compared(row),
             typeset.number(row.time, 2),
             typeset.number(row.memory_mib, 0),
             "yes" if row.on_frontier else "",
@@ -120,11 +133,20 @@ def table(found: pd.DataFrame, notes: list[str]) -> Table:
     return Table(
         name="frontier",
         title="Score against parameters, time and memory",
-        header=["method", "parameters", "score", "interval", "less LoRA's", "interval", "time / LoRA's", "MiB", "on the frontier"],
+        header=["method", "parameters", "score", "interval", *(f"less {label(m)}'s" for m in BESIDE), "time / LoRA's", "MiB", "on the frontier"],
         rows=rows,
         data=found,
         notes=notes,
     )  # fmt: skip
+
+
+def _compared(row) -> list[str]:
+    """ "mean [low, high]" of the differences from each of BESIDE."""
+    cells = []
+    for other in BESIDE:
+        mean, low, high = (getattr(row, f"less_{other}{end}") for end in ("", "_low", "_high"))
+        cells.append(f"{typeset.number(mean, 2)} {typeset.interval(low, high, 2)}")
+    return cells
 
 
 def draw(found: pd.DataFrame, folder: Path) -> Path:

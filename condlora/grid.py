@@ -299,10 +299,11 @@ def table(cells: list[Cell]) -> str:
     """The grid as text: a row per task and adapter, a column per seed; then reasons, counts and time left."""
     seeds = sorted({c.seed for c in cells})
     state = {(c.task, c.adapter, c.seed): c.state for c in cells}
-    lines = [f"{'task':<8}{'adapter':<12}" + "".join(f"seed {s:<5}" for s in seeds)]
+    wide = max(12, 2 + max((len(c.adapter) for c in cells), default=0))
+    lines = [f"{'task':<8}{'adapter':<{wide}}" + "".join(f"seed {s:<5}" for s in seeds)]
     for task, adapter in dict.fromkeys((c.task, c.adapter) for c in cells):
         marks = (state.get((task, adapter, seed), "") for seed in seeds)
-        lines.append(f"{task:<8}{adapter:<12}" + "".join(f"{m:<10}" for m in marks))
+        lines.append(f"{task:<8}{adapter:<{wide}}" + "".join(f"{m:<10}" for m in marks))
     lines += [
         f"{c.task} {c.adapter} seed {c.seed}: {c.state}: {c.reason}" for c in cells if c.reason
     ]

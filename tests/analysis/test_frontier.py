@@ -45,7 +45,11 @@ def test_rows_are_means_over_tasks_with_intervals_over_seeds(cells):
     row = found.set_index("method").loc["condlora"]
     assert (row.score, row.sd, row.n) == (pytest.approx(78), pytest.approx(1), 3)
     assert (row.low, row.high) == pytest.approx(t_interval([77, 78, 79], 0.95))
-    assert row.gap == pytest.approx(-2) and np.isnan(row.gap_low)  # the same for each seed
+    assert row.less_lora == pytest.approx(-2) and np.isnan(
+        row.less_lora_low
+    )  # the same for each seed
+    assert found.set_index("method").loc["vera"].less_condlora == pytest.approx(1)
+    assert np.isnan(row.less_condlora)
     assert (row.parameters, row.time, row.memory_mib) == (100, 1, 800)
 
 
