@@ -130,6 +130,11 @@ def _start_with_minor_components(layer: LoraLayer, adapter: str = "default") -> 
     weight -= s * layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
 
 
+def base_weights(model: PeftModel) -> list[str]:
+    """Names of the model's own weights that are saved with the adapter: those that `put_on` listed."""
+    return getattr(model, "base_weights", [])
+
+
 # Training
 
 
@@ -177,7 +182,7 @@ IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's RankAllocator, by p
 def state(model: PeftModel) -> dict[str, torch.Tensor]:
     """All that a checkpoint has to hold beside trainable parameters: changed weights, AdaLoRA's importance and ranks."""
     own = dict(model.named_parameters())
-    changed = [name for name in model.base_weights if not own[name].requires_grad]
+    changed = [name for name in base_weights(model) if not own[name].requires_grad]
     found = {f"weight.{name}": own[name].detach() for name in changed}
     if isinstance(_config(model), AdaLoraConfig):
         allocator = model.base_model.rankallocator
@@ -222,7 +227,7 @@ def as_saved(model: PeftModel) -> Iterator[dict[str, torch.Tensor]]:
     if is_pruned:
         config.rank_pattern = None
     try:
-        yield {name: own[name].detach().contiguous() for name in model.base_weights}
+        yield {name: own[name].detach().contiguous() for name in base_weights(model)}
     finally:
         if is_pruned:
             config.rank_pattern = ranks

@@ -139,10 +139,11 @@ class CondLoraLayer(BaseTunerLayer):
             RuntimeError
         ):  # made in inference mode, or seen through torch.func: nothing to tell by
             return self.materialise(adapter_name)
-        kept_state, kept = self.made.get(adapter_name, (None, None))
+        kept_state, kept, _ = self.made.get(adapter_name, (None, None, None))
         if state != kept_state:
             kept = self.materialise(adapter_name)
-            self.made[adapter_name] = (state, kept)
+            # With the storages that they were made of: freed, these could give others their address, and so their state.
+            self.made[adapter_name] = (state, kept, [tensor.detach() for tensor in sources])
         return kept
 
     def cut(self, A, B, adapter_name: str, rank: int):

@@ -56,7 +56,7 @@ def test_rows_are_means_over_tasks_with_intervals_over_seeds(cells):
 def test_a_method_without_all_runs_is_left_out_and_named(cells):
     found, notes = frontier.frontier(cells[:-1], 0.95)
     assert "bitfit" not in set(found.method)
-    assert any("Not drawn, as runs are missing: bitfit" in note for note in notes)
+    assert any("Not drawn, as runs are missing: BitFit" in note for note in notes)
 
 
 def test_time_is_that_of_the_same_task_and_seed_over_loras(cells):

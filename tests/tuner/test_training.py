@@ -5,11 +5,14 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 
+from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
 from tests.tuner.families import FAMILIES, IDS, adapted, logits
@@ -154,6 +157,24 @@ def test_transforms_of_torch_func_see_through_the_factors():
     with torch.no_grad():
         together = torch.func.vmap(output)(scales)
         torch.testing.assert_close(together, torch.stack([output(scale) for scale in scales]))
+
+
+def test_maps_that_come_and_go_at_one_address_are_told_apart():
+    """Each is freed before the next is made, and at this size the next often takes its place in memory."""
+    base = torch.nn.Sequential(OrderedDict(query=torch.nn.Linear(256, 256)))
+    model = get_peft_model(base, CondLoraConfig(r=64, target_modules=["query"])).eval()
+    layer = next(m for m in model.modules() if isinstance(m, CondLoraLayer))
+    theta_A, theta_B, x = torch.randn(64, 256), torch.randn(64, 256), torch.randn(2, 256)
+
+    def added(scale):
+        names = ("condlora_theta_A.default", "condlora_theta_B.default")
+        values = dict(zip(names, (theta_A * scale, theta_B), strict=True))
+        return torch.func.functional_call(layer, values, (x,)) - layer.base_layer(x)
+
+    with torch.no_grad():
+        once = added(1)
+        for scale in range(2, 40):
+            torch.testing.assert_close(added(scale), scale * once, rtol=1e-3, atol=1e-2)
 
 
 def test_offloaded_weights_are_said_in_a_sentence():
