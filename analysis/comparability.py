@@ -1,7 +1,8 @@
 """What should be equal between the runs that a table joins, and what is said where it is not.
 
 Seeds of one cell share a recipe, or `condlora.grid` calls them stale. Here is what recipes do not settle: whether all
-runs came from the same software, code, device and weights, and those of a task from the same data and protocol.
+runs came from the same software, code, device and weights, and those of a task from the same data and protocol, scored
+alike.
 """
 
 from collections import Counter
@@ -19,6 +20,11 @@ def _protocol(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in protocol.items() if name not in OF_A_METHOD}
 
 
+def _task(record: dict[str, Any]) -> dict[str, Any]:
+    """What is asked and how it is scored."""
+    return {name: value for name, value in record["recipe"]["task"].items() if name != "title"}
+
+
 def _part(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda record: {name: record["environment"][name] for name in names}
 
@@ -30,6 +36,7 @@ KINDS: dict[str, tuple[bool, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "device": (False, _part("device", "precision")),
     "weights": (False, lambda record: {"sha256": record["backbone"]["weights_sha256"]}),
     "protocol": (True, _protocol),
+    "task": (True, _task),
     "data": (True, lambda record: record["data"]["split_sha256"]),
 }
 

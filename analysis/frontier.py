@@ -1,7 +1,7 @@
 """The frontier: score against trainable parameters, training time and memory, for every method of a grid.
 
 Takes the records of finished runs. A method is drawn if it finished every task and seed that LoRA did (or, without
-LoRA, the method with the most runs): means over other tasks or seeds would be other quantities. It is on the frontier
+LoRA, the method with the most runs), of the seeds that have every task: means over other tasks or seeds would be other quantities. It is on the frontier
 where no method with as few parameters scores as high.
 """
 
@@ -21,6 +21,7 @@ from analysis.selection import REFERENCE, TASKS, adapter_order, open_study, task
 from analysis.significance import UNDEFINED_INTERVAL, Summary, summarise, t_interval
 from analysis.typeset import Picture, Section, Table
 from condlora.cli import command
+from condlora.errors import NoFinishedRuns
 from condlora.grid import Cell
 
 AXES = {  # column -> name of the axis
@@ -42,21 +43,34 @@ def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[s
     interval; less_lora, less_condlora, each with _low and _high: the same of its difference from their score of the same
     seed; time: training time over LoRA's, mean over pairs that were timed alike; memory_mib: the largest run's;
     on_frontier.
+
+    Raises NoFinishedRuns where no seed has every task.
     """
     runs = glue_scores.scores(cells)
     runs = runs[runs.task != glue_scores.AVERAGE]
     done = {method: set(zip(own.task, own.seed, strict=True)) for method, own in runs.groupby("adapter")}  # fmt: skip
     wanted = done[REFERENCE] if REFERENCE in done else max(done.values(), key=len)
+    wanted = _whole_seeds(wanted)
     kept = sorted((m for m in done if done[m] >= wanted), key=adapter_order)
     pairs = pd.MultiIndex.from_frame(runs[["task", "seed"]])
     shared = runs[runs.adapter.isin(kept) & pairs.isin(wanted)]
     means = shared.pivot_table("score_points", "seed", "adapter", aggfunc="mean")
     costs = efficiency.costs(cells)
     speed = efficiency.speed_ratios(costs, "train_examples_per_second")
+    if not wanted:
+        raise NoFinishedRuns(
+            "No seed has a finished run of every task: finish one, then draw the frontier."
+        )
     rows = [_row(method, means, costs, speed, confidence) for method in kept]
     table = pd.DataFrame(rows).sort_values(["parameters", "score"], ascending=[True, False])
     table["on_frontier"] = pareto(table.parameters.to_numpy(), table.score.to_numpy())
     return table.reset_index(drop=True), _notes(wanted, set(done) - set(kept))
+
+
+def _whole_seeds(runs: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """The (task, seed) of those seeds alone that have every task: means over other tasks are other quantities."""
+    tasks = {task for task, _ in runs}
+    return {(t, s) for t, s in runs if all((task, s) in runs for task in tasks)}
 
 
 def _row(
@@ -200,7 +214,10 @@ def _colour(method: str) -> str:
 
 def section(cells: list[Cell], confidence: float, folder: Path) -> Section:
     """The frontier's figure and table; empty where there are two methods or fewer."""
-    found, notes = frontier(cells, confidence)
+    try:
+        found, notes = frontier(cells, confidence)
+    except NoFinishedRuns as error:
+        return Section("The frontier: score against cost", [str(error)], [], [])
     if len(found) < 3:
         return Section("The frontier: score against cost", [], [], [])
     best = ", ".join(label(method) for method in found.method[found.on_frontier])

@@ -36,6 +36,7 @@ def make_record(task: str, adapter: str, seed: int, score: float, **changes) -> 
         "status": "done",
         "recipe_hash": f"{task}-{adapter}-0123456789",
         "recipe": {
+            "task": {"name": task, "headline": headline},
             "adapter": {"config": {"r": RANK, "lora_alpha": RANK, "form": "code"}},
             "protocol": {
                 "name": "embedded",

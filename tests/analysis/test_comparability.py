@@ -12,6 +12,7 @@ CHANGES = {
     "device": lambda r: r["environment"].update(device="NVIDIA H200"),
     "weights": lambda r: r["backbone"].update(weights_sha256="f" * 64),
     "protocol": lambda r: r["recipe"]["protocol"].update(max_steps=7),
+    "task": lambda r: r["recipe"]["task"].update(headline="f1"),
     "data": lambda r: r["data"]["split_sha256"].update(train="f" * 64),
 }
 

@@ -5,6 +5,7 @@ import pytest
 
 from analysis import frontier
 from analysis.significance import t_interval
+from condlora.errors import NoFinishedRuns
 
 METHODS = {"lora": (1000, 80.0), "condlora": (100, 78.0), "vera": (50, 79.0), "bitfit": (2000, 80.0)}  # fmt: skip
 
@@ -57,6 +58,18 @@ def test_a_method_without_all_runs_is_left_out_and_named(cells):
     found, notes = frontier.frontier(cells[:-1], 0.95)
     assert "bitfit" not in set(found.method)
     assert any("Not drawn, as runs are missing: BitFit" in note for note in notes)
+
+
+def test_a_seed_that_lacks_a_task_counts_for_nobody(cells, tmp_path):
+    ragged = [c for c in cells if (c.task, c.adapter, c.seed) != ("stsb", "lora", 1)]
+    found, notes = frontier.frontier(ragged, 0.95)
+    assert set(found.n) == {2} and len(found) == len(METHODS)
+    assert found.set_index("method").loc["lora"].score == pytest.approx(80)
+    assert any("over 2 seeds" in note for note in notes)
+    none = [c for c in cells if (c.task == "rte") == (c.seed == 0)]
+    with pytest.raises(NoFinishedRuns, match="No seed has a finished run of every task"):
+        frontier.frontier(none, 0.95)
+    assert frontier.section(none, 0.95, tmp_path).shown == []
 
 
 def test_time_is_that_of_the_same_task_and_seed_over_loras(cells):
