@@ -76,7 +76,8 @@ def recipe(cfg: DictConfig) -> dict:
 
     Left out: `runtime` (speed only) and what NOT_IN_RECIPE names; so changing one entry of a table makes
     only its cells stale, and moving the data folder makes none. A user's own data files stand in it as the SHA-256 of
-    their content: moved, they make no run stale; changed, they do. So does the adapter that a run starts from.
+    their content: moved, they make no run stale; changed, they do. So do a folder's backbone and the adapter that a run
+    starts from, with the recipe that it was trained by.
 
     Raises:
         ConfigError: a table has no entry for this task or adapter, or a mandatory value is missing.
@@ -114,7 +115,17 @@ def recipe(cfg: DictConfig) -> dict:
             adapter_to_start_from(Path(plain["adapter"]["init_from"])) / "adapter_model.safetensors"
         )
         plain["adapter"]["init_from"] = content_sha256(weights)
+        plain["adapter"]["origin_recipe"] = _origin_recipe(weights.parents[1])
+    if plain["backbone"]["source"] == "folder" and Path(cfg.backbone.path).is_dir():
+        plain["backbone"]["content"] = content_sha256(Path(cfg.backbone.path))
     return plain
+
+
+def _origin_recipe(folder: Path) -> str | None:
+    """The recipe hash, of any seed, of the run that another starts from; None for an adapter without a record."""
+    if not (folder / "record.json").is_file():
+        return None
+    return recipe_hash(recipe_of_any_seed(read_record(folder)["recipe"]))
 
 
 def recipe_of_any_seed(plain: dict) -> dict:

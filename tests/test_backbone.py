@@ -7,10 +7,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from condlora import backbone as module
 from condlora.backbone import add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.errors import BackboneError, ConfigError, NetworkError
+from condlora.records import recipe, recipe_hash
 from tests.tasks import ROOT
 
 
@@ -127,3 +129,15 @@ def test_saved_config_is_the_same_text_in_every_process(tmp_path, tiny_bert):
     save_adapter(model, tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     assert saved == sorted(names)
+
+
+def test_recipe_follows_the_content_of_a_backbones_folder(folder, tiny_cells):
+    def digest():
+        (cfg,) = tiny_cells("task=rte", "backbone=folder", f"backbone.path={folder}")
+        return recipe_hash(recipe(cfg))
+
+    before = digest()
+    assert digest() == before
+    path = folder / "model.safetensors"
+    save_file({name: t + 1 for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
+    assert digest() != before

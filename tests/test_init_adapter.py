@@ -13,7 +13,7 @@ from condlora import finetune
 from condlora.backbone import load_backbone
 from condlora.errors import AdapterError, ConfigError, RunFolderError
 from condlora.grid import inspect, survey
-from condlora.records import recipe, recipe_hash, run_folder, write_record
+from condlora.records import recipe, recipe_hash, recipe_of_any_seed, run_folder, write_record
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
 
 RATE = ("protocol.learning_rate=1e-2", "protocol.precision=no")
@@ -171,3 +171,14 @@ def test_a_damaged_or_unfinished_run_is_refused(begun, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RunFolderError, match="was changed or damaged after it was written"):
         finetune.run(begun())
+
+
+def test_an_origin_of_another_recipe_makes_another_recipe(begun, tmp_path, tiny_cells):
+    """So that runs from unlike origins are not taken for seeds of one cell."""
+    before = recipe(begun())
+    shutil.rmtree(mnli(tmp_path))
+    (other,) = tiny_cells("task=mnli", "adapter=lora", "protocol.max_steps=3", *RATE)
+    finetune.run(other)
+    after = recipe(begun())
+    assert before["adapter"]["origin_recipe"] != after["adapter"]["origin_recipe"]
+    assert recipe_of_any_seed(before) != recipe_of_any_seed(after)
