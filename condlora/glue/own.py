@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,12 +129,17 @@ def utf8(path: Path) -> str:
 
 
 def _csv(path: Path, task: Task) -> Rows:
+    csv.field_size_limit(
+        sys.maxsize
+    )  # a text may be longer than the 131,072 characters that csv allows by itself
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     # Strict, or a quotation mark that is never closed would swallow the rest of the file.
     reader = csv.reader(io.StringIO(utf8(path), newline=""), delimiter=separator, strict=True)
     line = 1
     try:
-        header = next(reader)
+        header = next(reader, None)
+        if header is None:  # a byte order mark and nothing else
+            raise DataError(f"{path} is empty.")
         _check_columns(header, task, f"{path}, line 1")
         if len(set(header)) != len(header):
             raise DataError(f"{path}, line 1 names a column twice: rename one.")
@@ -169,7 +175,7 @@ def _jsonl(path: Path, task: Task) -> Rows:
 def _parsed(text: str, path: Path, line: int) -> object:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
         raise DataError(
             f"{path}, line {line} is no JSON ({first_line(error)}): repair it."
@@ -228,6 +234,10 @@ def _checked(rows: Rows, task: Task, place: str) -> datasets.Dataset:
 def _text(value: object, field: str, place: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{place}: {field!r} is {value!r} and no text: repair or remove the row.")
+    if re.search("[\ud800-\udfff]", value):
+        raise DataError(
+            f"{place}: {field!r} holds half a character (a lone surrogate): repair or remove the row."
+        )
     if not value.strip():
         raise DataError(f"{place}: {field!r} is empty: repair or remove the row.")
     return value

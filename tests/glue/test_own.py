@@ -124,8 +124,16 @@ WRONG = {
     "no JSON either": ("a.json", '[{"title": "a",\n"body" "b"}]', r"a.json, line 2 is no JSON"),
     "no list": ("a.json", '{"title": "a"}', r"a.json is no list of objects"),
     "no object": ("a.json", "[3]", r"a.json, row 1 is no object"),
+    "byte order mark alone": ("a.csv", b"\xef\xbb\xbf", r"a.csv is empty"),
+    "half a character": ("a.jsonl", '{"title": "\\ud800", "body": "b", "stars": "bad"}', r"a.jsonl, line 1: 'title' holds half a character"),
+    "too deep": ("a.json", "[" * 100_000, r"a.json, line 1 is no JSON"),
     "no parquet": ("a.parquet", "PAR1 and more", r"a.parquet cannot be read as parquet"),
 }  # fmt: skip
+
+
+def test_a_long_text_is_read_whole(tmp_path):
+    path = write(tmp_path / "a.csv", [row | {"body": "x" * 200_000} for row in ROWS[:2]])
+    assert len(load_text(files(path, path), make_task())["train"][0]["body"]) == 200_000
 
 
 @pytest.mark.parametrize(("name", "content", "message"), WRONG.values(), ids=WRONG)
