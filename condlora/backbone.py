@@ -331,7 +331,7 @@ def add_adapter(
         raise ConfigError(
             f"adapter={cfg.name} is not accepted ({first_line(cause or error)}): check adapter.config.*."
         ) from error
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # whatever PEFT comes upon
         if isinstance(error, UserError):
             raise
         raise AdapterError(

@@ -380,15 +380,18 @@ def evaluate(
         # A model that still says one thing for all: no number, and never the best.
         scores = dict.fromkeys(data.task.metrics)
     headline = scores[data.task.headline]
-    improved = headline is not None and (
-        progress.best_score is None or headline > progress.best_score
+    may_be_kept = methods.may_be_kept(accelerator.unwrap_model(model), progress.step)
+    improved = (
+        may_be_kept
+        and headline is not None
+        and (progress.best_score is None or headline > progress.best_score)
     )
     if improved:
         progress.best_score = headline
     if improved and cfg.protocol.select == "best":
         keep(model, accelerator, folder, progress)
     progress.evaluations_without_improvement = (
-        0 if improved else progress.evaluations_without_improvement + 1
+        0 if improved or not may_be_kept else progress.evaluations_without_improvement + 1
     )
     patience = cfg.protocol.early_stopping_patience
     progress.stopped_early = (

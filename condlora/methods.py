@@ -26,13 +26,14 @@ from contextlib import contextmanager
 
 import torch
 from omegaconf import DictConfig
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import initialize_lora_eva_weights
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import ConfigError
 
@@ -65,6 +66,10 @@ def put_on(
     `base_weights` of what is returned names the model's own weights that are to be saved with the adapter.
     """
     init = getattr(config, "init_lora_weights", None)
+    _check_fit(model, config, cfg)
+    for seed in ("projection_prng_key", "random_loc_seed"):  # VeRA, RandLoRA; FourierFT
+        if hasattr(config, seed) and seed not in cfg.config:  # PEFT's own is one for all runs
+            setattr(config, seed, int(torch.randint(2**31, (), device="cpu")))
     if init == "corda":
         _look_at_examples(model, config, cfg.examples, batches)
     adapted = get_peft_model(model, config)
@@ -89,6 +94,30 @@ def put_on(
         if cfg.get("frozen") and re.search(cfg.frozen, name):
             parameter.requires_grad_(False)
     return adapted
+
+
+def _check_fit(model: PreTrainedModel, config: PeftConfig, cfg: DictConfig) -> None:
+    """Raise a ConfigError for what PEFT would take and get wrong on this model."""
+    adds_inputs = config.is_prompt_learning and config.peft_type != PeftType.PREFIX_TUNING
+    if adds_inputs and hasattr(
+        model, "score"
+    ):  # so transformers' heads on the last token are called
+        raise ConfigError(
+            f"adapter={cfg.name} gives the model embeddings in place of tokens, and this decoder's head then reads the "
+            "padding: choose prefix_tuning or another method."
+        )
+    init = str(getattr(config, "init_lora_weights", None))
+    starts_from_W = cfg.get("start") or CHANGES_W.match(init)
+    if starts_from_W and init != "pissa" and any(isinstance(m, Conv1D) for m in model.modules()):
+        raise ConfigError(
+            f"adapter={cfg.name} starts from W of linear layers, and this model's are GPT-2's Conv1D: choose another."
+        )
+
+
+def may_be_kept(model: PeftModel, step: int) -> bool:
+    """Whether a checkpoint of this step is of the method's final form: AdaLoRA's is once its pruning has ended."""
+    config = _config(model)
+    return not isinstance(config, AdaLoraConfig) or step >= config.total_step - config.tfinal
 
 
 def _check_butterfly(model: PeftModel, config: PeftConfig) -> None:

@@ -24,11 +24,12 @@ from condlora import finetune, methods
 from condlora.backbone import load_adapter, load_backbone, load_factors, load_run, save_adapter
 from condlora.checkpoints import Progress
 from condlora.device import make_accelerator
-from condlora.errors import ConfigError
+from condlora.errors import ConfigError, UserError
 from condlora.glue.prepare import prepare
 from condlora.grid import compose_cells
 from condlora.records import recipe, run_folder
 from tests.faults.harness import fault, left_behind
+from tests.test_families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {path.stem: OmegaConf.load(path) for path in (ROOT / "configs/adapter").glob("*.yaml")}
@@ -538,3 +539,56 @@ def test_every_file_says_its_paper_and_its_rate():
             r"^#.*\(.*\d{4}, arXiv", text.replace("\n# ", " ")
         ), method
         assert re.search(r"default_learning_rate: \S+  # \w", text) and FILES[method].title, method
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("prompt_tuning", "this decoder's head then reads the padding"),
+        ("p_tuning", "this decoder's head then reads the padding"),
+        ("milora", "starts from W of linear layers"),
+        ("olora", "starts from W of linear layers"),
+        ("loha", "does not fit the backbone"),
+        ("boft", "does not fit the backbone"),
+    ],
+)
+def test_what_does_not_fit_a_decoder_is_one_sentence(tiny_cells, method, message):
+    words = ("task=stsb", "protocol.max_length=64", "protocol.precision=no", *FAMILIES["gpt2"])
+    (cfg,) = tiny_cells(*words, f"adapter={method}")
+    with pytest.raises(UserError, match=message):
+        finetune.run(cfg)
+
+
+def test_adalora_keeps_no_checkpoint_from_before_its_pruning_ended(cell, monkeypatch):
+    scores = iter([0.9, *[0.1] * 11])  # the best of all is at step 1
+    monkeypatch.setattr(finetune, "score", lambda *_: {"pearson": next(scores)})
+    monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"pearson": 0.0}})
+    cfg = cell("adalora", "protocol.max_steps=12", "protocol.evaluate_every=1")
+    assert finetune.run(cfg)["best"]["step"] == 6  # its schedule ends at half of the steps
+
+
+@pytest.mark.parametrize("method", ["vera", "randlora", "fourierft"])
+def test_random_parts_differ_between_seeds_and_not_between_runs_of_one(cell, method):
+    def seed_of(cfg):
+        config = started(cfg)[0].peft_config["default"]
+        return getattr(config, "projection_prng_key", None) or config.random_loc_seed
+
+    first, again, other = (seed_of(cell(method, f"seed={n}")) for n in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_a_rate_on_a_task_that_no_table_knows(method):
+    words = (
+        "task=custom",
+        "task.name=mine",
+        "task.fields=[text]",
+        "task.labels=[a,b]",
+        "protocol.epochs=1",
+    )
+    words += ("protocol.early_stopping_patience=null", "protocol.learning_rate=1e-3")
+    (cfg,) = compose_cells((*words, "data=synthetic", "backbone=minilm", f"adapter={method}"))
+    assert recipe(cfg)["protocol"]["learning_rate"] == 1e-3

@@ -297,7 +297,12 @@ class Linear(nn.Module, CondLoraLayer):
             )
         A, B = self._factors(adapter_name)
         scaling = self.scaling[adapter_name]
-        if self.training and adapter_name in self.drawn_rank:
+        if self.training and self.method[adapter_name].is_nested:
+            if adapter_name not in self.drawn_rank:
+                raise AdapterError(
+                    "In training the ranks of this method are drawn in the forward pass of the whole model that was "
+                    "adapted, and a part of it was called alone: call the model."
+                )
             A, B, scaling = self.cut(A, B, adapter_name, self.drawn_rank[adapter_name])
         x = self.lora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
         added = F.linear(F.linear(x, A), B) * scaling

@@ -70,8 +70,9 @@ class CondLoraModel(BaseTuner):
         method = method_of(config)
         if method.reads_next_layer:
             self._link_layers(adapter_name)
-        if method.is_nested:
-            model.register_forward_pre_hook(partial(_draw_rank, adapter_name=adapter_name))
+        # One hook serves all adapters.
+        if method.is_nested and _draw_ranks not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(_draw_ranks)
 
     def _link_layers(self, adapter_name: str) -> None:
         for group, layers in self._groups(adapter_name).items():
@@ -229,15 +230,18 @@ def _pass_names(module, args, kwargs, names: list[str]):
     return args, kwargs | {"adapter_names": names}
 
 
-def _draw_rank(model: nn.Module, _, *, adapter_name: str) -> None:
-    """For a nested method, before each forward pass in training: one rank for all layers."""
-    layers = [m for m in model.modules() if isinstance(m, CondLoraLayer) and adapter_name in m.r]
-    if model.training and layers:
-        rank = int(
-            torch.randint(1, max(layer.r[adapter_name] for layer in layers) + 1, (), device="cpu")
-        )
+def _draw_ranks(model: nn.Module, _) -> None:
+    """For nested methods, before each forward pass in training: one rank for all layers of an adapter."""
+    nested: dict[str, list[CondLoraLayer]] = {}
+    for layer in (module for module in model.modules() if isinstance(module, CondLoraLayer)):
+        for name, method in layer.method.items():
+            if layer.training and method.is_nested:
+                nested.setdefault(name, []).append(layer)
+    for name, layers in sorted(nested.items()):
+        highest = max(layer.r[name] for layer in layers)
+        rank = int(torch.randint(1, highest + 1, (), device="cpu"))
         for layer in layers:
-            layer.drawn_rank[adapter_name] = min(rank, layer.r[adapter_name])
+            layer.drawn_rank[name] = min(rank, layer.r[name])
 
 
 def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:

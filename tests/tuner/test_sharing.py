@@ -769,3 +769,27 @@ def test_runs_of_different_seeds_draw_different_matrices(tiny_cells):
         model = finetune.initialise(cfg, backbone, finetune.streams(seed, "rte"))
         seeds.add(model.peft_config["default"].options["seed"])
     assert len(seeds) == 2
+
+
+def test_a_part_called_alone_in_training_is_no_full_rank_dylora():
+    model = get_peft_model(
+        FAMILIES["bert"].build(), CondLoraConfig(method="dylora", r=4, target_modules=["query"])
+    ).train()
+    with pytest.raises(AdapterError, match="call the model"):
+        model.base_model.model.bert(input_ids=IDS)
+    model(input_ids=IDS)
+
+
+def test_one_rank_is_drawn_a_pass_however_often_adapters_came_and_went():
+    def ranks(times):
+        config = CondLoraConfig(method="dylora", r=4, target_modules=["query"])
+        model = get_peft_model(FAMILIES["bert"].build(), config)
+        for _ in range(times):
+            model.delete_adapter("default")
+            model.add_adapter("default", config)
+            model.set_adapter("default")
+        torch.manual_seed(0)
+        model.train()(input_ids=IDS)
+        return torch.randint(1000, ())
+
+    assert ranks(0) == ranks(2)
