@@ -19,6 +19,7 @@ RoBERTa-base, query and value.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,11 @@ def _check_fit(model: PreTrainedModel, config: PeftConfig, cfg: DictConfig) -> N
         raise ConfigError(
             f"adapter={cfg.name} gives the model embeddings in place of tokens, and this decoder's head then reads the "
             "padding: choose prefix_tuning or another method."
+        )
+    reads_past = "past_key_values" in inspect.signature(model.base_model.forward).parameters
+    if config.peft_type == PeftType.PREFIX_TUNING and not reads_past:
+        raise ConfigError(
+            f"adapter={cfg.name} gives each layer keys and values, which this backbone does not take: choose another."
         )
     init = str(getattr(config, "init_lora_weights", None))
     starts_from_W = cfg.get("start") or CHANGES_W.match(init)

@@ -562,6 +562,14 @@ def test_what_does_not_fit_a_decoder_is_one_sentence(tiny_cells, method, message
         finetune.run(cfg)
 
 
+@pytest.mark.parametrize("family", ["deberta", "modernbert"])
+def test_prefixes_are_refused_where_a_backbone_takes_none(tiny_cells, family):
+    words = ("task=stsb", "protocol.max_length=64", "protocol.precision=no", *FAMILIES[family])
+    (cfg,) = tiny_cells(*words, "adapter=prefix_tuning")
+    with pytest.raises(UserError, match="gives each layer keys and values, which this backbone"):
+        finetune.run(cfg)
+
+
 def test_adalora_keeps_no_checkpoint_from_before_its_pruning_ended(cell, monkeypatch):
     scores = iter([0.9, *[0.1] * 11])  # the best of all is at step 1
     monkeypatch.setattr(finetune, "score", lambda *_: {"pearson": next(scores)})
