@@ -159,7 +159,8 @@ def _compared(row) -> list[str]:
     cells = []
     for other in BESIDE:
         mean, low, high = (getattr(row, f"less_{other}{end}") for end in ("", "_low", "_high"))
-        cells.append(f"{typeset.number(mean, 2)} {typeset.interval(low, high, 2)}")
+        ends = "" if np.isnan(low) else f" {typeset.interval(low, high, 2)}"
+        cells.append(typeset.number(mean, 2) + ends)
     return cells
 
 
