@@ -222,7 +222,10 @@ def _load_tensors(training: Training, tensors: dict[str, torch.Tensor], groups: 
 
 
 class Interruption:
-    """SIGINT and SIGTERM within it ask for an orderly end at the next step; a second one acts at once."""
+    """SIGINT and SIGTERM within it ask for an orderly end at the next step; a second one acts at once.
+
+    One that is ignored stays so: shells have their background jobs ignore SIGINT, which is meant for others.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -230,7 +233,8 @@ class Interruption:
         self.asked: int | None = None
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+            heeded = [n for n in self.SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._ask) for number in heeded}
         return self
 
     def _ask(self, number: int, _) -> None:

@@ -24,6 +24,14 @@ SETTINGS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def signals_are_heeded():
+    """As in a terminal, whoever started the tests: a background job's SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def run_at(tiny_cells, tmp_path):
     """A function (name, *overrides) -> config of the run kept under that name."""
@@ -229,6 +237,13 @@ def test_a_second_signal_leaves_at_once(run_at):
     ):
         finetune.run(run_at("twice"))
     assert not isinstance(raised.value, Interrupted)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(run_at):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cfg = run_at("background")
+    with fault(lambda: os.kill(os.getpid(), signal.SIGINT), 5, [(finetune, "take_step")]):
+        assert finetune.run(cfg)["status"] == "done"
 
 
 def test_checkpoints_hold_no_frozen_weight_and_are_gone_at_the_end(run_at, monkeypatch):
