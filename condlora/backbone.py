@@ -45,7 +45,9 @@ from condlora.errors import (
     UserError,
     first_line,
 )
+from condlora.files import content_sha256
 from condlora.tuner import Factors, layer_factors
+from condlora.tuner.adapter_folder import order_names
 
 TENSORS = "adapter_model.safetensors"  # PEFT's name
 
@@ -66,14 +68,17 @@ class Backbone:
 
 
 def load_backbone(cfg: DictConfig, *, num_labels: int) -> Backbone:
-    """Load the backbone of a config; a second call in one process gives the same object.
+    """Load the backbone of a config; a second call in one process gives the same object, unless its folder changed.
 
     Raises:
         BackboneError: weights or tokenizer are missing or unreadable.
         NetworkError: the hub cannot be reached and holds no cached copy.
         ConfigError: the source is unknown.
     """
-    return _load(json.dumps(OmegaConf.to_container(cfg, resolve=True)), num_labels)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    if cfg.source == "folder":  # which may hold others by now
+        settings["content"] = content_sha256(Path(cfg.path))
+    return _load(json.dumps(settings), num_labels)
 
 
 @functools.lru_cache(maxsize=4)
@@ -351,10 +356,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """
     logging.getLogger("peft").setLevel(logging.ERROR)
     for config in model.peft_config.values():
-        if isinstance(
-            getattr(config, "target_modules", None), set
-        ):  # whose order is another in every process
-            config.target_modules = sorted(config.target_modules)
+        order_names(config)
     with methods.as_saved(model) as base_weights:
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     if base_weights:

@@ -38,14 +38,11 @@ from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import ConfigError
 
-Batches = Callable[
-    [int], Iterable[dict[str, torch.Tensor]]
-]  # size of a batch -> the training batches, in order
+# Size of a batch -> the training batches, in order.
+Batches = Callable[[int], Iterable[dict[str, torch.Tensor]]]
 
-OF_PEFT = (
-    ".modules_to_save.",
-    ".original_module.",
-)  # the head's trained copy, and the head it stands in for
+# The head's trained copy, and the head it stands in for.
+OF_PEFT = (".modules_to_save.", ".original_module.")
 EVA_BATCH = 32  # examples; the start is the same whatever the run's batch
 CHANGES_W = re.compile("pissa|olora|corda|loftq")  # init_lora_weights that take something out of W
 
@@ -100,9 +97,8 @@ def put_on(
 def _check_fit(model: PreTrainedModel, config: PeftConfig, cfg: DictConfig) -> None:
     """Raise a ConfigError for what PEFT would take and get wrong on this model."""
     adds_inputs = config.is_prompt_learning and config.peft_type != PeftType.PREFIX_TUNING
-    if adds_inputs and hasattr(
-        model, "score"
-    ):  # so transformers' heads on the last token are called
+    reads_last_token = hasattr(model, "score")  # what transformers calls such a head
+    if adds_inputs and reads_last_token:
         raise ConfigError(
             f"adapter={cfg.name} gives the model embeddings in place of tokens, and this decoder's head then reads the "
             "padding: choose prefix_tuning or another method."
@@ -118,12 +114,6 @@ def _check_fit(model: PreTrainedModel, config: PeftConfig, cfg: DictConfig) -> N
         raise ConfigError(
             f"adapter={cfg.name} starts from W of linear layers, and this model's are GPT-2's Conv1D: choose another."
         )
-
-
-def may_be_kept(model: PeftModel, step: int) -> bool:
-    """Whether a checkpoint of this step is of the method's final form: AdaLoRA's is once its pruning has ended."""
-    config = _config(model)
-    return not isinstance(config, AdaLoraConfig) or step >= config.total_step - config.tfinal
 
 
 def _check_butterfly(model: PeftModel, config: PeftConfig) -> None:
@@ -209,6 +199,12 @@ def after_step(model: PeftModel, step: int) -> None:
     """Between the optimizer's step, counted from 1, and the clearing of gradients: AdaLoRA prunes."""
     if isinstance(_config(model), AdaLoraConfig):
         model.base_model.update_and_allocate(step)
+
+
+def may_be_kept(model: PeftModel, step: int) -> bool:
+    """Whether a checkpoint of this step is of the method's final form: AdaLoRA's is once its pruning has ended."""
+    config = _config(model)
+    return not isinstance(config, AdaLoraConfig) or step >= config.total_step - config.tfinal
 
 
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's RankAllocator, by parameter

@@ -84,30 +84,7 @@ def recipe(cfg: DictConfig) -> dict:
         DataError: a user's data file does not exist.
         RunFolderError: see `adapter_to_start_from`.
     """
-    plain = {}
-    for group in RECIPE_GROUPS:
-        kept = [key for key in cfg[group] if key not in NOT_IN_RECIPE.get(group, ())]
-        node = OmegaConf.masked_copy(cfg[group], kept)
-        node._set_parent(cfg)
-        unresolved = None
-        try:
-            plain[group] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-        except MissingMandatoryValue as error:
-            name = f"{group}.{error.full_key}"
-            raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
-        except InterpolationKeyError as error:
-            unresolved = error
-        lacking = [key for key in node if _has_no_entry(node, key)]
-        if lacking:
-            raise ConfigError(
-                f"The protocol {cfg.protocol.name!r} has no {', '.join(lacking)} for adapter {cfg.adapter.name!r} on "
-                f"task {cfg.task.name!r}: set {' '.join(f'{group}.{key}=...' for key in lacking)} or choose "
-                "another protocol."
-            ) from unresolved
-        if unresolved is not None:
-            raise ConfigError(
-                f"{group} cannot be resolved ({first_line(unresolved)}): set that value."
-            )
+    plain = {group: _resolved(cfg, group) for group in RECIPE_GROUPS}
     for name in _own_files(plain["data"]):
         plain["data"][name] = content_sha256(_there(plain["data"][name], f"data.{name}"))
     if plain["adapter"].get("init_from"):
@@ -119,6 +96,29 @@ def recipe(cfg: DictConfig) -> dict:
     if plain["backbone"]["source"] == "folder" and Path(cfg.backbone.path).is_dir():
         plain["backbone"]["content"] = content_sha256(Path(cfg.backbone.path))
     return plain
+
+
+def _resolved(cfg: DictConfig, group: str) -> dict:
+    """One group's part of the recipe, see `recipe`."""
+    kept = [key for key in cfg[group] if key not in NOT_IN_RECIPE.get(group, ())]
+    node = OmegaConf.masked_copy(cfg[group], kept)
+    node._set_parent(cfg)
+    lacking = [key for key in kept if _has_no_entry(node, key)]
+    if lacking:
+        raise ConfigError(
+            f"The protocol {cfg.protocol.name!r} has no {', '.join(lacking)} for adapter {cfg.adapter.name!r} on "
+            f"task {cfg.task.name!r}: set {' '.join(f'{group}.{key}=...' for key in lacking)} or choose "
+            "another protocol."
+        )
+    try:
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        name = f"{group}.{error.full_key}"
+        raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"{group} cannot be resolved ({first_line(error)}): set that value."
+        ) from error
 
 
 def _origin_recipe(folder: Path) -> str | None:
@@ -156,6 +156,8 @@ def adapter_to_start_from(folder: Path) -> Path:
 
 def _has_no_entry(node: DictConfig, key: str) -> bool:
     """Whether a table lacks what a setting is read from; for the rate, whether the adapter has no default either."""
+    if OmegaConf.is_missing(node, key):
+        return False  # another error's
     try:
         return node[key] is None and key == "learning_rate"
     except InterpolationKeyError:

@@ -141,3 +141,14 @@ def test_recipe_follows_the_content_of_a_backbones_folder(folder, tiny_cells):
     path = folder / "model.safetensors"
     save_file({name: t + 1 for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
     assert digest() != before
+
+
+def test_a_folder_that_changed_is_loaded_anew_in_the_same_process(folder):
+    def loaded():
+        return load_backbone(shipped("folder", path=str(folder)), num_labels=2)
+
+    before = loaded()
+    assert loaded() is before
+    path = folder / "model.safetensors"
+    save_file({name: t + 1 for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
+    assert loaded().description["weights_sha256"] != before.description["weights_sha256"]

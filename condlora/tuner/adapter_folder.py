@@ -52,9 +52,7 @@ def write_adapter(folder: str | Path, config: PeftConfig, tensors: dict[str, tor
     folder = Path(folder)
     check_free(folder)
     config = copy.copy(config)
-    for name in ("target_modules", "modules_to_save"):  # sets change their order between processes
-        if isinstance(value := getattr(config, name), set | list):
-            setattr(config, name, sorted(set(value)))
+    order_names(config)
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
     def fill(fresh: Path) -> None:
@@ -62,6 +60,13 @@ def write_adapter(folder: str | Path, config: PeftConfig, tensors: dict[str, tor
         save_file(plain, fresh / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
     write_atomically(folder, fill)
+
+
+def order_names(config: PeftConfig) -> None:
+    """Sort the names in a config: PEFT keeps some as sets, whose order is another in every process."""
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(value := getattr(config, name, None), set | list):
+            setattr(config, name, sorted(set(value)))
 
 
 def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:

@@ -12,6 +12,7 @@ import re
 import runpy
 import shutil
 import tempfile
+from functools import partial
 
 import pytest
 import torch
@@ -156,12 +157,16 @@ def truncate(name):
     return cut
 
 
-def config(**changes):
+def json_file(name, **changes):
     def change(user):
-        path = user / "base/config.json"
+        path = user / name
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return change
+
+
+config = partial(json_file, "base/config.json")
+adapter_config = partial(json_file, "adapter/adapter_config.json")
 
 
 def pickled(user):
@@ -201,14 +206,6 @@ BACKBONE = {
 
 def unlink_adapter(name):
     return lambda user: (user / "adapter" / name).unlink()
-
-
-def adapter_config(**changes):
-    def change(user):
-        path = user / "adapter/adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
 
 
 def truncated_adapter(user):
