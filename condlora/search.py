@@ -1,9 +1,9 @@
 """The learning rate of each task and method of a profile, chosen on validation.
 
 A study is one task and method, a trial one rate: a run of `condlora.finetune` like any other, kept under
-`<runs>/search`. The rates are a fixed grid. With a handful of trials that covers a range evenly, both methods
-get the same rates and so the same budget, and no trial depends on another: a search that was killed comes to
-the same trials when it is started again.
+`<runs>/search`. Every study has the same number of trials, so all methods get the same budget: first the same few
+rates, then, where the settings ask for more, each where those before it point (`next_rate`), since the best rates of
+methods lie far apart. Nothing is random: a search that was killed comes to the same trials when it is started again.
 
 What picks the rate is the run's curve, which is on the held-out part of the training set. The scores on the
 test set, which each run records too, are not read, and a trial whose test score is undefined is as good as
@@ -16,10 +16,11 @@ is entered in one write when its run has ended: a kill leaves none half done.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import math
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,78 +38,134 @@ from condlora.grid import compose_cells
 from condlora.progress import say
 from condlora.records import read_record, recipe, recipe_hash, run_folder
 
+STUDY = ["task", "adapter"]
+
 
 def search(cfg: DictConfig) -> pd.DataFrame:
-    """Do the trials that are missing, write all to `<results>/<profile>/search.csv` and return them.
+    """Do the trials that are missing, write them to `<results>/<profile>/search.csv` and return them.
 
-    One row a trial, see `row`, and `chosen`: the rate with the study's best score, the lower one of equals.
+    One row a trial, see `row`, and `chosen`: the rate with the study's best score, the lower one of equals. The
+    file keeps the studies that this search has none of.
 
     Raises:
         ConfigError: the protocol validates on the test set.
         UserError: what any run can meet; a diverged or undefined trial is recorded and loses.
     """
-    studies = compose_studies(cfg)
+    studies = plan_studies(cfg)
     if cfg.jobs == 1:
-        tables = [run_study(trials) for trials in studies]
+        tables = [run_study(plan) for plan in studies]
     else:  # a fresh process a study: one that has seen several tasks keeps the memory of all
         spawn = get_context("spawn")
         with ProcessPoolExecutor(cfg.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
             tables = list(pool.map(run_study, studies))
     table = pd.concat([choose(table) for table in tables], ignore_index=True)
     path = Path(cfg.results) / cfg.profile / "search.csv"
-    write_atomically(path, lambda path: table.to_csv(path, index=False))
+    written = pd.concat([studies_beside(table, path), table], ignore_index=True)
+    write_atomically(path, lambda path: written.to_csv(path, index=False))
     return table
 
 
-def compose_studies(cfg: DictConfig) -> list[list[DictConfig]]:
-    """The trials' configs, a list a study: a cell of the profile with each rate and the search's own seed.
+def studies_beside(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows of a search's file that are of other tasks and methods than a table's."""
+    if not path.exists():
+        return table.iloc[:0]
+    before = pd.read_csv(path)
+    same = pd.MultiIndex.from_frame(before[STUDY]).isin(pd.MultiIndex.from_frame(table[STUDY]))
+    return before[~same]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One study: a cell of the profile with the search's own seed, the rates to begin with, and how many more."""
+
+    cell: DictConfig
+    first: list[float]
+    further: int
+
+    def trial(self, rate: float) -> DictConfig:
+        """The config of the trial of a rate."""
+        cell = copy.deepcopy(self.cell)
+        cell.protocol.learning_rate = rate
+        return cell
+
+
+def plan_studies(cfg: DictConfig) -> list[Plan]:
+    """A study for each task and method of the profile.
 
     Raises:
         ConfigError: the protocol validates on the test set, which a search must not see.
     """
-    rates = ",".join(f"{rate:g}" for rate in sorted(cfg.learning_rates))
     cells = compose_cells(
         (
             f"profile={cfg.profile}",
             *cfg.overrides,
             f"seed={cfg.seed}",  # in place of the profile's
-            f"protocol.learning_rate={rates}",
             f"runs={cfg.runs}/search/lr-${{protocol.learning_rate}}",
         )
     )
-    studies: dict[tuple[str, str], list[DictConfig]] = {}
     for cell in cells:
         if cell.protocol.validation == "test":
             raise ConfigError(
                 f"The protocol {cell.protocol.name!r} validates on the test set, which a search must not see: "
                 "choose one with protocol.validation=tenth_of_train."
             )
-        studies.setdefault((cell.task.name, cell.adapter.name), []).append(cell)
-    return list(studies.values())
+    return [Plan(cell, sorted(cfg.learning_rates), cfg.further) for cell in cells]
 
 
-def run_study(trials: list[DictConfig]) -> pd.DataFrame:
+def run_study(plan: Plan) -> pd.DataFrame:
     """Do the trials that the study's storage lacks; all of them as a table, in order of the rates."""
-    digests = [recipe_hash(recipe(cell)) for cell in trials]
-    study, known = open_study(trials[0], digests)
-    for cell, digest in zip(trials, digests, strict=True):
-        if digest not in {trial.user_attrs["recipe_hash"] for trial in study.trials}:
-            study.add_trial(known.get((digest, cell.seed)) or run_trial(cell, digest))
+    first = [plan.trial(rate) for rate in plan.first]
+    study, known = open_study(plan.cell, [digest_of(cell) for cell in first], plan.further)
+    for number in range(len(study.trials), len(first) + plan.further):
+        scores = {trial.params["learning_rate"]: trial.value for trial in study.trials}
+        cell = first[number] if number < len(first) else plan.trial(next_rate(scores))
+        digest = digest_of(cell)
+        study.add_trial(known.get((digest, cell.seed)) or run_trial(cell, digest))
     return pd.DataFrame([row(trial) for trial in study.trials]).sort_values("learning_rate")
+
+
+def digest_of(cell: DictConfig) -> str:
+    """The hash of a trial's recipe."""
+    return recipe_hash(recipe(cell))
+
+
+def next_rate(scores: dict[float, float | None]) -> float:
+    """The rate to try after these, of two digits; a score is None where the trial failed.
+
+    Beyond the best, as far as its neighbour is, where it is the lowest or highest yet; else in the middle, by ratio, of the
+    wider gap beside it, or of the one on the side of the better score. Where all failed: below them, then above.
+    """
+    rates = sorted(scores)
+    value = {rate: -math.inf if scores[rate] is None else scores[rate] for rate in rates}
+    best = max(rates, key=lambda rate: (value[rate], -rate))
+    at = rates.index(best)  # of all that failed the lowest
+    if value[best] == -math.inf and len(rates) % 2 == 0:
+        at = len(rates) - 1
+    if at == 0:
+        found = rates[0] ** 2 / rates[1]
+    elif at == len(rates) - 1:
+        found = rates[-1] ** 2 / rates[-2]
+    else:
+        beside = max(
+            (rates[at - 1], rates[at + 1]),
+            key=lambda rate: (round(abs(math.log(rate / best)), 1), value[rate]),
+        )
+        found = math.sqrt(best * beside)
+    return float(f"{found:.2g}")
 
 
 Known = dict[tuple[str, int], FrozenTrial]
 
 
-def open_study(cell: DictConfig, digests: Iterable[str]) -> tuple[optuna.Study, Known]:
-    """The study of these recipes and this seed, and the trials of all studies by recipe and seed.
+def open_study(cell: DictConfig, digests: list[str], further: int) -> tuple[optuna.Study, Known]:
+    """The study that begins with these recipes and this seed, and the trials of all studies by recipe and seed.
 
     Other rates or another protocol make another study, to which the trials that they share are copied.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = Path(cell.runs).parent
     folder.mkdir(parents=True, exist_ok=True)
-    name = recipe_hash({"seed": cell.seed, "trials": list(digests)})
+    name = recipe_hash({"seed": cell.seed, "trials": digests, "further": further})
     file = f"{cell.profile.name}-{cell.task.name}-{cell.adapter.name}.db"
     storage = f"sqlite:///{folder / file}"
     study = optuna.create_study(

@@ -21,10 +21,16 @@ TINY = (
 )  # fmt: skip
 
 
-def settings(folder, *overrides, rates=RATES, seed=100):
+def settings(folder, *overrides, rates=RATES, seed=100, further=0):
     words = [*TINY, "adapter=lora", *overrides]
     plain = {"profile": "adhoc", "overrides": words, "learning_rates": list(rates)}
-    plain |= {"seed": seed, "jobs": 1, "runs": f"{folder}/runs", "results": f"{folder}/results"}
+    plain |= {
+        "further": further,
+        "seed": seed,
+        "jobs": 1,
+        "runs": f"{folder}/runs",
+        "results": f"{folder}/results",
+    }
     return OmegaConf.create(plain)
 
 
@@ -77,7 +83,8 @@ def test_trials_are_the_same_rates_for_both_methods_and_real_runs(tmp_path):
 
 def test_recipe_of_the_chosen_trial_is_that_of_the_profiles_cell(tmp_path):
     """So a table's run can be traced to the trial that chose its rate."""
-    ((_, trial, _),) = search.compose_studies(settings(tmp_path))
+    (plan,) = search.plan_studies(settings(tmp_path))
+    trial = plan.trial(2e-3)
     overrides = ("adapter=lora", "protocol.learning_rate=2e-3", f"runs={tmp_path}/runs", "seed=100")
     (cell,) = compose_cells((*TINY, *overrides))
     assert recipe_hash(recipe(trial)) == recipe_hash(recipe(cell))
@@ -157,6 +164,50 @@ def test_more_rates_do_no_trial_again_even_if_it_failed(tmp_path, stand_in, outc
     assert done == [8e-3]
     assert len(table) == len(RATES) + 1
     assert table[table["chosen"]]["learning_rate"].tolist() == [8e-3]
+
+
+FAILED = None
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate"),
+    [
+        ({1e-3: 0.1, 4e-3: 0.2, 1.6e-2: 0.3}, 6.4e-2),  # the best is the highest: beyond it
+        ({1e-3: 0.3, 4e-3: 0.2, 1.6e-2: 0.1}, 2.5e-4),
+        ({1e-3: 0.1, 4e-3: 0.3, 1.6e-2: 0.2}, 8e-3),  # between the best and its better neighbour
+        ({1e-3: 0.2, 4e-3: 0.3, 1.6e-2: FAILED}, 2e-3),
+        ({1e-3: 0.1, 4e-3: 0.3, 8e-3: 0.2, 1.6e-2: 0.2}, 2e-3),  # of unlike gaps the wider
+        ({1e-3: 0.1, 4e-3: 0.2, 8e-3: 0.3, 1.6e-2: 0.2}, 5.7e-3),
+        ({1e-3: 0.3, 4e-3: 0.3, 1.6e-2: 0.3}, 2.5e-4),  # of equals the lowest is the best
+        ({1e-3: FAILED, 4e-3: FAILED, 1.6e-2: FAILED}, 2.5e-4),
+        ({2.5e-4: FAILED, 1e-3: FAILED, 4e-3: FAILED, 1.6e-2: FAILED}, 6.4e-2),
+    ],
+)
+def test_further_trials_go_where_those_before_point(scores, rate):
+    assert search.next_rate(scores) == rate
+
+
+def test_every_study_has_the_same_number_of_trials(tmp_path, stand_in):
+    done = stand_in(lambda rate: [rate] if rate < 1 else DivergedError("too high"))
+    cfg = settings(tmp_path, "adapter=lora,condlora", rates=(1e-3, 4e-3), further=3)
+    table = search.search(cfg)
+    assert done == 2 * [1e-3, 4e-3, 1.6e-2, 6.4e-2, 2.6e-1]
+    assert table.groupby("adapter").size().tolist() == [5, 5]
+    assert table[table["chosen"]]["learning_rate"].tolist() == [2.6e-1] * 2
+    done.clear()
+    pd.testing.assert_frame_equal(search.search(cfg), table)
+    assert not done
+
+
+def test_file_keeps_the_studies_of_other_methods(tmp_path, stand_in):
+    stand_in(lambda rate: [rate])
+    search.search(settings(tmp_path, "adapter=lora,condlora"))
+    stand_in(lambda rate: [1 - rate])
+    search.search(settings(tmp_path, "adapter=lora", "protocol.batch_size=8"))
+    written = pd.read_csv(tmp_path / "results/adhoc/search.csv")
+    chosen = written[written["chosen"]].set_index("adapter")["learning_rate"].to_dict()
+    assert chosen == {"condlora": max(RATES), "lora": min(RATES)}
+    assert len(written) == 2 * len(RATES)
 
 
 def test_protocol_that_validates_on_the_test_set_is_refused(tmp_path):
