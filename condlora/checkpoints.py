@@ -224,14 +224,21 @@ def _load_tensors(training: Training, tensors: dict[str, torch.Tensor], groups: 
 class Interruption:
     """SIGINT and SIGTERM within it ask for an orderly end at the next step; a second one acts at once.
 
-    One that is ignored stays so: shells have their background jobs ignore SIGINT, which is meant for others.
+    One that is ignored stays so: shells have their background jobs ignore SIGINT, which is meant for others. The runs of
+    a fleet share one: it is entered by each, and is over when all have left it.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __enter__(self) -> Interruption:
+    def __init__(self) -> None:
         self.asked: int | None = None
-        self.before = {}
+        self.before: dict = {}
+        self.inside = 0
+
+    def __enter__(self) -> Interruption:
+        self.inside += 1
+        if self.inside > 1 or self.asked is not None:
+            return self
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             heeded = [n for n in self.SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
             self.before = {number: signal.signal(number, self._ask) for number in heeded}
@@ -246,7 +253,9 @@ class Interruption:
             signal.signal(number, handler)
 
     def __exit__(self, *_) -> None:
-        self._give_back()
+        self.inside -= 1
+        if not self.inside:
+            self._give_back()
 
     def leave_if_asked(self) -> None:
         """Raise Interrupted if a signal came."""

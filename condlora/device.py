@@ -82,6 +82,16 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
+FLEET_ON_GPU = 16  # runs; a step of one leaves a large GPU idle
+
+
+def fleet_size(cfg: DictConfig) -> int:
+    """How many runs are trained together: `runtime.fleet`, or for "auto" one on a CPU, which it leaves no faster."""
+    if cfg.runtime.fleet != "auto":
+        return cfg.runtime.fleet
+    return 1 if find_device(cfg.runtime.device).type == "cpu" else FLEET_ON_GPU
+
+
 def described_environment(accelerator: Accelerator) -> dict:
     """The environment of a record: versions, machine, commit, and the device this run is on."""
     return environment() | {

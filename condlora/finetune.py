@@ -1,7 +1,8 @@
 """Fine-tune, evaluate and record one cell of the grid: `run(cfg)`, read from top to bottom.
 
     prepare   data, backbone, adapter; everything that can be wrong is found here
-    train     the loop, with evaluation, choice of the best checkpoint and early stopping
+    train     the loop, with evaluation, choice of the best checkpoint and early stopping; it asks for each batch's
+              gradients by a `yield`, so that those of several runs can be made in one pass: see `condlora.fleet`
     test      the saved adapter, loaded afresh, on validation and test
     record    one JSON, see `condlora.records`
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Generator
 from itertools import islice
 from pathlib import Path
 
@@ -46,6 +48,7 @@ from condlora.errors import (
 )
 from condlora.evaluation import collator, merged_speed, predict, score, test_saved
 from condlora.files import remove_scratch, write_atomically
+from condlora.fleet import Request, drive
 from condlora.glue.batches import padder, training_batches
 from condlora.glue.prepare import Data, prepare
 from condlora.init_adapter import start_from
@@ -77,6 +80,27 @@ def run(cfg: DictConfig) -> dict:
         RunTaken: another process is doing it.
         UserError: anything a user can cause; where training had begun, the record says "failed" and why.
     """
+    (outcome,) = run_together([cfg])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def run_together(cfgs: list[DictConfig]) -> list[dict | Exception]:
+    """What `run` returns or raises for each of several cells, trained as one fleet: see `condlora.fleet`."""
+    interruption = Interruption()
+    runs = [run_steps(cfg, interruption, fleet=len(cfgs)) for cfg in cfgs]
+    return drive(runs, gradients)
+
+
+Steps = Generator[Request, torch.Tensor, dict]
+
+
+def run_steps(cfg: DictConfig, interruption: Interruption, fleet: int = 1) -> Steps:
+    """`run`, handing out each batch whose gradients it wants; returns the record.
+
+    fleet: runs that are trained together, for the record.
+    """
     OmegaConf.set_readonly(cfg, True)
     folder, digest = run_folder(cfg), recipe_hash(recipe(cfg))
     check_settings(cfg)
@@ -84,19 +108,21 @@ def run(cfg: DictConfig) -> dict:
     if finished is None:
         with Claim(folder) as claim:
             # Again, as another may have finished it just before.
-            return finished_record(folder, digest) or fine_tune(cfg, claim)
+            finished = finished_record(folder, digest)
+            return finished or (yield from fine_tune(cfg, claim, interruption, fleet))
     tidy(folder)
     return finished
 
 
-def fine_tune(cfg: DictConfig, claim: Claim) -> dict:
-    """Prepare, train, test and record, under a claim; see `run`."""
+def fine_tune(cfg: DictConfig, claim: Claim, interruption: Interruption, fleet: int) -> Steps:
+    """Prepare, train, test and record, under a claim; see `run_steps`."""
     started = time.perf_counter()
     folder, plain = run_folder(cfg), recipe(cfg)
     digest = recipe_hash(plain)
     seeds = streams(cfg.seed, cfg.task.name)
     accelerator = make_accelerator(cfg)
     record = new_record(cfg, plain, streams=seeds, environment=described_environment(accelerator))
+    record["fleet"] = fleet
     try:
         backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
         check_length(cfg, backbone)
@@ -121,8 +147,10 @@ def fine_tune(cfg: DictConfig, claim: Claim) -> dict:
     write_atomically(folder / "config.yaml", lambda path: path.write_text(resolved))
     try:
         memory = PeakMemory(accelerator.device)
-        with RunBar(cfg) as bar:
-            progress = train(cfg, data, model, accelerator, folder, seeds, bar, checkpoints)
+        with RunBar(cfg) as bar, interruption:
+            progress = yield from train(
+                cfg, data, model, accelerator, folder, seeds, bar, checkpoints, interruption
+            )
         record |= test(cfg, data, backbone, accelerator, folder, progress)
         record["peak_memory_mib"] = memory.mib()
         speed = merged_speed(cfg, data, backbone, accelerator, folder)
@@ -218,10 +246,12 @@ def train(
     seeds: dict[str, int],
     bar: RunBar,
     checkpoints: Checkpoints,
-) -> Progress:
+    interruption: Interruption,
+) -> Generator[Request, torch.Tensor, Progress]:
     """The training loop, from the newest checkpoint if there is one.
 
-    Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`.
+    Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`. A batch is handed out for its
+    gradients, which come with its loss.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -240,31 +270,29 @@ def train(
     torch.manual_seed(seeds["dropout"])
     checkpoints.restore(training)
     bar.expect(total_steps, progress.step)
-    with Interruption() as interruption:
-        started = time.perf_counter()
-        while progress.step < total_steps and not progress.stopped_early:
-            batches.set_epoch(progress.epoch)
-            done = progress.step - progress.epoch * len(batches)
-            for batch in islice(batches, done, None):
-                take_step(training, batch, data, accelerator, protocol)
-                bar.step()
-                is_evaluated = progress.step % evaluate_every == 0
-                pauses = is_evaluated or interruption.asked or checkpoints.is_due(progress.step)
-                if pauses or progress.step % CHECK_LOSS_EVERY == 0:
-                    bar.show(loss=finite_loss(progress, protocol))
-                if pauses:
-                    progress.train_seconds += time.perf_counter() - started
-                    if is_evaluated:
-                        evaluate(cfg, data, training.model, accelerator, folder, progress)
-                        bar.show(score=progress.curve[-1][data.task.headline])
-                    if interruption.asked or checkpoints.is_due(progress.step):
-                        checkpoints.save(training)
-                        interruption.leave_if_asked()
-                    started = time.perf_counter()
-                if progress.step == total_steps or progress.stopped_early:
-                    break
-            progress.epoch += 1
-        progress.train_seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    while progress.step < total_steps and not progress.stopped_early:
+        batches.set_epoch(progress.epoch)
+        done = progress.step - progress.epoch * len(batches)
+        for batch in islice(batches, done, None):
+            loss = yield Request(training, with_targets(batch, data), accelerator)
+            take_step(training, len(batch["labels"]), loss, accelerator, protocol)
+            bar.step()
+            is_evaluated = progress.step % evaluate_every == 0
+            pauses = is_evaluated or interruption.asked or checkpoints.is_due(progress.step)
+            if pauses or progress.step % CHECK_LOSS_EVERY == 0:
+                bar.show(loss=finite_loss(progress, protocol))
+            progress.train_seconds += time.perf_counter() - started
+            if is_evaluated:
+                evaluate(cfg, data, training.model, accelerator, folder, progress)
+                bar.show(score=progress.curve[-1][data.task.headline])
+            if interruption.asked or checkpoints.is_due(progress.step):
+                checkpoints.save(training)
+                interruption.leave_if_asked()
+            started = time.perf_counter()
+            if progress.step == total_steps or progress.stopped_early:
+                break
+        progress.epoch += 1
     if protocol.select == "last":
         keep(training.model, accelerator, folder, progress)
     checkpoints.save(training)  # a kill while it is tested costs no training
@@ -301,10 +329,36 @@ def prepare_training(
     return Training(model, optimizer, schedule, accelerator.scaler, Progress()), batches
 
 
+def with_targets(batch: dict, data: Data) -> dict:
+    """The batch with the labels that the loss compares with: a regression's standardised, where the protocol says so."""
+    if not data.task.is_regression:
+        return batch
+    return batch | {"labels": (batch["labels"] - data.target_mean) / data.target_sd}
+
+
 def take_step(
-    training: Training, batch: dict, data: Data, accelerator: Accelerator, protocol: DictConfig
+    training: Training,
+    examples: int,
+    loss: torch.Tensor,
+    accelerator: Accelerator,
+    protocol: DictConfig,
 ) -> None:
-    """One step of the optimizer on one batch.
+    """One step of the optimizer with the gradients that are there, of a batch of so many examples and of this loss."""
+    progress = training.progress
+    accelerator.clip_grad_norm_(training.trainable.values(), protocol.max_grad_norm)
+    training.optimizer.step()
+    training.schedule.step()
+    progress.step += 1
+    methods.after_step(accelerator.unwrap_model(training.model), progress.step)
+    training.optimizer.zero_grad()
+    progress.train_examples += examples
+    # Not read here, which would wait for the device; float32 as a checkpoint holds it.
+    progress.loss_sum = progress.loss_sum + loss
+    progress.loss_steps += 1
+
+
+def gradients(request: Request) -> torch.Tensor:
+    """Add a batch's gradients; returns its loss, see `add_gradients`.
 
     A batch that does not fit into the device's memory is split in halves whose gradients are added up, to the same
     effective batch; the run goes on with the parts that fit.
@@ -312,32 +366,20 @@ def take_step(
     Raises:
         DeviceError: not even one example fits.
     """
+    training, batch, accelerator = request.training, request.batch, request.accelerator
+    progress = training.progress
     training.model.train()
-    labels, progress = batch["labels"], training.progress
-    if data.task.is_regression:
-        batch["labels"] = (labels - data.target_mean) / data.target_sd
     while True:
         try:
-            loss = add_gradients(training, batch, accelerator)
-            break
+            return add_gradients(training, batch, accelerator)
         except torch.OutOfMemoryError as error:
-            if progress.parts_per_batch >= len(labels):
+            if progress.parts_per_batch >= len(batch["labels"]):
                 raise DeviceError(
                     "One example does not fit into the device's memory: lower protocol.max_length."
                 ) from error
         training.optimizer.zero_grad()
         progress.parts_per_batch *= 2
         say(f"out of memory: batches are split into {progress.parts_per_batch} parts from now on")
-    accelerator.clip_grad_norm_(training.trainable.values(), protocol.max_grad_norm)
-    training.optimizer.step()
-    training.schedule.step()
-    progress.step += 1
-    methods.after_step(accelerator.unwrap_model(training.model), progress.step)
-    training.optimizer.zero_grad()
-    progress.train_examples += len(labels)
-    # Not read here, which would wait for the device; float32 as a checkpoint holds it.
-    progress.loss_sum = progress.loss_sum + loss
-    progress.loss_steps += 1
 
 
 def add_gradients(training: Training, batch: dict, accelerator: Accelerator) -> torch.Tensor:

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from condlora.cli import CONFIGS
 from condlora.errors import (
@@ -167,6 +167,30 @@ def inspect(cfg: DictConfig) -> Cell:
     return Cell(
         cfg.profile.name, cfg.task.name, cfg.adapter.name, cfg.seed, folder, state, reason, record
     )
+
+
+def companions(cfg: DictConfig, overrides: list[str], most: int) -> list[DictConfig]:
+    """Up to so many other cells of a grid that are to do and fit beside this one: all but adapter, rate and seed equal.
+
+    None where this one is done already.
+    """
+    if most == 0 or inspect(cfg).state == "done":
+        return []
+
+    def shared(cell: DictConfig) -> dict:
+        plain = recipe(cell)
+        del plain["adapter"], plain["protocol"]["learning_rate"]
+        return plain | {"runtime": OmegaConf.to_container(cell.runtime)}
+
+    found, wanted = [], shared(cfg)
+    for cell in compose_cells(tuple(overrides)):
+        if len(found) == most:
+            break
+        if run_folder(cell) == run_folder(cfg) or inspect(cell).state == "done":
+            continue
+        if not living_owner(run_folder(cell)) and shared(cell) == wanted:
+            found.append(cell)
+    return found
 
 
 def left_by_others(overrides: list[str]) -> Iterator[DictConfig]:

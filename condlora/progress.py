@@ -34,7 +34,6 @@ class RunBar:
         self.bar = tqdm(
             desc=f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}",
             unit="step",
-            position=1,
             leave=False,
             disable=is_worker() or not bars_wanted(cfg.runtime.progress),
         )

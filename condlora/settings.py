@@ -47,6 +47,11 @@ def or_null(rule: Rule) -> Rule:
     return f"{says}, or null", lambda v: v is None or holds(v)
 
 
+def auto_or(rule: Rule) -> Rule:
+    says, holds = rule
+    return f"{says}, or auto", lambda v: v == "auto" or holds(v)
+
+
 def commit() -> Rule:
     return (
         "the 40 digits of a commit, as a branch or a tag moves",
@@ -77,6 +82,7 @@ RULES: dict[str, Rule] = {
     "runtime.threads": or_null(whole(1)),
     "runtime.padding": one_of("longest", "max_length"),
     "runtime.evaluation_batch_size": whole(1),
+    "runtime.fleet": auto_or(whole(1)),
     "runtime.deterministic": one_of(True, False),
     "runtime.checkpoint_minutes": or_null(above(0)),
     "runtime.checkpoint_steps": or_null(whole(1)),

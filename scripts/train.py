@@ -1,5 +1,7 @@
 """Fine-tune one run or a grid: `python scripts/train.py task=rte adapter=lora` or `profile=embedded`."""
 
+import json
+import os
 import sys
 import traceback
 
@@ -7,7 +9,15 @@ from omegaconf import DictConfig
 
 from condlora.cli import command, explain
 from condlora.errors import RunTaken
-from condlora.grid import left_by_others, preflight, require_done
+from condlora.grid import companions, left_by_others, preflight, require_done
+
+GRID = "CONDLORA_GRID"  # the command line's words, which a launcher's jobs know in part only
+
+
+def start(overrides: list[str]) -> None:
+    """Refuse what cannot run, and let every job know the grid it is of."""
+    os.environ[GRID] = json.dumps(overrides)
+    preflight(overrides)
 
 
 def finish(overrides: list[str]) -> None:
@@ -18,22 +28,26 @@ def finish(overrides: list[str]) -> None:
 
 
 def attempt(cfg: DictConfig) -> None:
-    from condlora.finetune import run  # after preflight, which must answer within seconds
+    """Do a run, and with it as many of the grid that fit beside it as `runtime.fleet` allows."""
+    from condlora.device import fleet_size  # after preflight, which must answer within seconds
+    from condlora.finetune import run_together
 
-    name = f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}"
-    try:
-        run(cfg)
-    except RunTaken as error:
-        print(f"{name}: left to another launcher, {error}")
-    except Exception as error:  # the other runs go on; `require_done` sets the exit status
-        message = explain(error)
-        if message is None:
-            traceback.print_exc()
-            message = "a defect of condlora, or of what it uses: please report the lines above."
-        print(f"error: {name}: {message}", file=sys.stderr)
+    cells = [cfg, *companions(cfg, json.loads(os.environ.get(GRID, "[]")), fleet_size(cfg) - 1)]
+    for cell, outcome in zip(cells, run_together(cells), strict=True):
+        name = f"{cell.task.name} {cell.adapter.name} seed {cell.seed}"
+        if isinstance(outcome, RunTaken):
+            print(f"{name}: left to another launcher, {outcome}")
+        elif isinstance(
+            outcome, Exception
+        ):  # the others go on; `require_done` sets the exit status
+            message = explain(outcome)
+            if message is None:
+                traceback.print_exception(outcome)
+                message = "a defect of condlora, or of what it uses: please report the lines above."
+            print(f"error: {name}: {message}", file=sys.stderr)
 
 
-@command("train", before=preflight, after=finish)
+@command("train", before=start, after=finish)
 def main(cfg: DictConfig) -> None:
     attempt(cfg)
 

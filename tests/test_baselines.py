@@ -28,7 +28,7 @@ from condlora.errors import ConfigError, UserError
 from condlora.glue.prepare import prepare
 from condlora.grid import compose_cells
 from condlora.records import recipe, run_folder
-from tests.faults.harness import fault, left_behind
+from tests.faults.harness import Stop, fault, left_behind, stop
 from tests.test_families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,14 +81,6 @@ def cell(tiny_cells):
         return copy.deepcopy(cfg)  # the composed one is shared, and a run makes it read-only
 
     return compose
-
-
-class Stop(BaseException):
-    """Ends a run as a kill would, but leaves this process."""
-
-
-def stop():
-    raise Stop
 
 
 def killed_and_resumed(cfg, step):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from condlora import checkpoints, finetune
 from condlora.errors import Interrupted
 from condlora.records import read_record, run_folder
-from tests.faults.harness import KILLED, fault, full_disk, in_child, kill, left_behind
+from tests.faults.harness import KILLED, Stop, fault, full_disk, in_child, kill, left_behind, stop
 
 SETTINGS = (
     "task=rte",
@@ -116,14 +116,6 @@ def test_optimizer_schedule_and_generators_are_the_same_too(run_at, monkeypatch)
     assert a.keys() == b.keys() and "random.cpu" in a
     assert sum(name.endswith("exp_avg_sq") for name in a) > 2
     assert all(a[name].equal(b[name]) for name in a)
-
-
-class Stop(BaseException):
-    """Ends a run as a kill would, but leaves this process."""
-
-
-def stop():
-    raise Stop
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run_at, undisturbed, capsys):
