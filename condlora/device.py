@@ -7,12 +7,13 @@ import os
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from omegaconf import DictConfig
 
 from condlora.backbone import Backbone
 from condlora.environment import device_name, environment, has_bf16
 from condlora.errors import ConfigError, DeviceError, first_line
+from condlora.packing import PACKED
 from condlora.records import run_folder
 
 
@@ -41,6 +42,8 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
             mixed_precision=precision,
             log_with=trackers or None,
             project_config=ProjectConfiguration(logging_dir=logging_dir),
+            # A step is not to wait for the one before it when its batch goes to the device.
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
     except (ValueError, ImportError) as error:
         if precision in str(error):
@@ -103,10 +106,11 @@ def described_environment(accelerator: Accelerator) -> dict:
 
 
 def choose_attention(cfg: DictConfig, backbone: Backbone, accelerator: Accelerator) -> str:
-    """Set how the backbone, and every copy made of it, computes attention; the name transformers gives it.
+    """Set how the backbone, and every copy made of it, computes attention; its name, for the record.
 
     "auto" is torch's fused kernels ("sdpa") where the backbone can, but "eager" for bfloat16 on a CPU: there plain
-    matrix products are faster in training, a MiniLM step on MRPC taking 0.73 of the time (torch 2.13).
+    matrix products are faster in training, a MiniLM step on MRPC taking 0.73 of the time (torch 2.13). With packed
+    batches the name says so: see `condlora.packing`, which computes it in that way.
 
     Raises:
         ConfigError: the backbone has no such attention.
@@ -121,4 +125,4 @@ def choose_attention(cfg: DictConfig, backbone: Backbone, accelerator: Accelerat
         raise ConfigError(
             f"{cfg.backbone.name} has no runtime.attention={name} ({first_line(error)}): use auto."
         ) from error
-    return name
+    return PACKED + name if cfg.runtime.padding == "packed" else name

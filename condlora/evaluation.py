@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from omegaconf import DictConfig
 from peft import PeftModel
 
@@ -23,6 +24,7 @@ from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
+from condlora.packing import pack
 
 TIMED_ROUNDS = 7  # odd, so that the median is one of them
 TIMED_EXAMPLES = 32
@@ -43,7 +45,7 @@ def predict(
     )
     outputs = []
     for batch in batches:
-        inputs = {k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"}
+        inputs = inputs_of(batch, accelerator)
         with accelerator.autocast():
             outputs.append(model(**inputs).logits.float())
     logits = torch.cat(outputs).cpu()
@@ -57,9 +59,24 @@ def predict(
     return logits.argmax(dim=-1).numpy()
 
 
+def inputs_of(batch: dict, accelerator: Accelerator) -> dict:
+    """What the model takes of a batch, on the run's device."""
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    return send_to_device(inputs, accelerator.device)
+
+
 def collator(cfg: DictConfig, data: Data) -> Callable:
     """The padding function of a run."""
     return padder(data.tokenizer, padding=cfg.runtime.padding, max_length=cfg.protocol.max_length)
+
+
+def fit_to_batches(model: torch.nn.Module, cfg: DictConfig) -> torch.nn.Module:
+    """The model, which takes the batches of the run's `collator` from now on.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    return pack(model) if cfg.runtime.padding == "packed" else model
 
 
 def score(task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:
@@ -76,6 +93,7 @@ def test_saved(
         UndefinedScore: a metric has no value for these predictions.
     """
     model = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
+    fit_to_batches(model, cfg)
     scores = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         predictions = predict(cfg, data, split, model, accelerator)
@@ -107,7 +125,9 @@ def merged_speed(
         return None
     first = [data.test[i] for i in range(min(TIMED_EXAMPLES, len(data.test)))]
     batch = collator(cfg, data)(first)
-    inputs = {k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"}
+    inputs = inputs_of(batch, accelerator)
+    for model in (alone, merged):
+        fit_to_batches(model, cfg)
 
     def seconds(model: torch.nn.Module) -> float:
         started = time.perf_counter()

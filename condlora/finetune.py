@@ -46,7 +46,14 @@ from condlora.errors import (
     RunTaken,
     UndefinedScore,
 )
-from condlora.evaluation import collator, merged_speed, predict, score, test_saved
+from condlora.evaluation import (
+    collator,
+    fit_to_batches,
+    merged_speed,
+    predict,
+    score,
+    test_saved,
+)
 from condlora.files import remove_scratch, write_atomically
 from condlora.fleet import Request, drive
 from condlora.glue.batches import padder, training_batches
@@ -222,7 +229,7 @@ def initialise(
     model = add_adapter(fresh_model(backbone), cfg.adapter, backbone.head, batches)
     if cfg.adapter.get("init_from"):
         start_from(model, cfg.adapter, backbone)
-    return model
+    return fit_to_batches(model, cfg)
 
 
 def count_parameters(model: PeftModel, backbone: Backbone) -> dict[str, int]:
@@ -318,7 +325,11 @@ def prepare_training(
     methods.begin(model, cfg.adapter, total_steps)
     groups = methods.parameter_groups(model, cfg.adapter, protocol.learning_rate)
     optimizer = torch.optim.AdamW(
-        groups, lr=protocol.learning_rate, weight_decay=protocol.weight_decay
+        groups,
+        lr=protocol.learning_rate,
+        weight_decay=protocol.weight_decay,
+        # One kernel for all parameters; on a CPU it would round otherwise than the runs that were made there.
+        fused=accelerator.device.type == "cuda",
     )
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps

@@ -45,13 +45,19 @@ def encode(
 
 
 def padder(tokenizer: PreTrainedTokenizerBase, *, padding: str, max_length: int) -> Callable:
-    """A collate function: pads to the batch's longest ("longest") or to `max_length`."""
+    """A collate function: pads to the batch's longest ("longest") or to `max_length`.
+
+    "packed" pads to the longest too, and adds `lengths`, a list of int that stays on the CPU: see `condlora.packing`.
+    """
+    is_packed = padding == "packed"
+    padding = "longest" if is_packed else padding
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         labels = torch.stack([example["labels"] for example in examples])
         rows = [{k: v for k, v in example.items() if k != "labels"} for example in examples]
         batch = tokenizer.pad(rows, padding=padding, max_length=max_length, return_tensors="pt")
-        return {**batch, "labels": labels}
+        lengths = {"lengths": [len(row["input_ids"]) for row in rows]} if is_packed else {}
+        return {**batch, **lengths, "labels": labels}
 
     return collate
 

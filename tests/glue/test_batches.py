@@ -72,6 +72,13 @@ def test_padding_to_the_longest_or_to_the_maximum_gives_equal_logits(backbone, e
     assert torch.allclose(logits["longest"], logits["max_length"], atol=1e-6)
 
 
+def test_packed_batches_tell_how_many_tokens_each_row_has(backbone, encoded):
+    loader = training_batches(encoded, collate(backbone, "packed"), batch_size=16, seed=5)
+    for batch in loader:
+        assert batch["lengths"] == batch["attention_mask"].sum(dim=1).tolist()
+        assert batch["input_ids"].shape[1] == max(batch["lengths"])
+
+
 def test_evaluation_batches_are_sorted_and_their_order_is_told(backbone, encoded):
     batches, order = evaluation_batches(encoded, collate(backbone), batch_size=16)
     labels = torch.cat([batch["labels"] for batch in batches])
