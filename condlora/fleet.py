@@ -219,16 +219,27 @@ def joint_gradients(requests: list[Request]) -> list[torch.Tensor]:
     return [loss.detach().float() for loss in losses]
 
 
-def joined(batches: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
-    """The inputs of all batches as one, each (n, L) padded on the right to the longest; without labels."""
+def joined(batches: list[dict], pad: int) -> dict:
+    """The inputs of all batches as one, each (n, L) padded on the right to the longest; without labels.
+
+    With packed batches (`condlora.packing`) comes how many they are, as each run's tokens are kept apart.
+    """
     length = max(batch["input_ids"].shape[1] for batch in batches)
 
     def padded(name: str, values: torch.Tensor) -> torch.Tensor:
         missing = length - values.shape[1]
         return F.pad(values, (0, missing), value=pad if name == "input_ids" else 0)
 
-    names = [name for name in batches[0] if name != "labels"]
-    return {name: torch.cat([padded(name, batch[name]) for batch in batches]) for name in names}
+    packed = {}
+    if "lengths" in batches[0]:
+        packed = {
+            "lengths": [n for batch in batches for n in batch["lengths"]],
+            "members": len(batches),
+        }
+    names = [name for name in batches[0] if name not in ("labels", "lengths")]
+    return packed | {
+        name: torch.cat([padded(name, batch[name]) for batch in batches]) for name in names
+    }
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,9 @@ between, with an adapter's products in them, see no padding. Attention alone is 
 queries, keys and values are put back into (B, heads, L, d), and the model's own mask does what it does without packing,
 be it causal or a window.
 
-With M members, as many equal groups of rows, each has its tokens to itself: (M, T, h), T being the most real tokens of
-a group; the others end in some of their padding, to which no real token attends.
+With `members=M` beside the inputs, as many equal groups of rows (the runs of a fleet), each group has its tokens to
+itself: (M, T, h), T being the most real tokens of a group; the others end in some of their padding, to which no real
+token attends.
 
 Where the tokens go is known without asking the device, which would wait for it: the collator counts them, see
 `condlora.glue.batches.padder`.
@@ -33,7 +34,7 @@ FAMILIES = ("bert", "distilbert", "gpt2", "llama", "modernbert", "roberta")
 PACKED = "packed_"  # before transformers' name of the attention within
 
 
-def pack(model: nn.Module, *, members: int = 1) -> nn.Module:
+def pack(model: nn.Module) -> nn.Module:
     """Have a classifier, with an adapter or without, compute on real tokens; returns it.
 
     It takes a padded batch as before, with `lengths`, a list of B int: the real tokens of each row. Logits and
@@ -58,7 +59,7 @@ def pack(model: nn.Module, *, members: int = 1) -> nn.Module:
         for m in classifier.modules()
         if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers
     )
-    described = functools.partial(describe, members=members, is_rotary=is_rotary)
+    described = functools.partial(describe, is_rotary=is_rotary)
     model.register_forward_pre_hook(described, with_kwargs=True)
     layers[0].register_forward_pre_hook(take_out, with_kwargs=True)
     layers[-1].register_forward_hook(put_back, with_kwargs=True)
@@ -118,9 +119,10 @@ class Put(torch.autograd.Function):
 # Hooks: what the first adds to the model's arguments is handed on to every layer and its attention.
 
 
-def describe(_: nn.Module, inputs: tuple, settings: dict, *, members: int, is_rotary: bool):
+def describe(_: nn.Module, inputs: tuple, settings: dict, *, is_rotary: bool):
     """Before the model: the places of its tokens."""
     lengths, mask = settings.pop("lengths"), settings["attention_mask"]
+    members = settings.pop("members", 1)
     size = len(lengths) // members
     most = max(sum(lengths[first : first + size]) for first in range(0, len(lengths), size))
     # In each group real tokens come first, in order. nonzero() would wait for the device.

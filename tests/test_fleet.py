@@ -18,6 +18,7 @@ from condlora.checkpoints import Progress, Training
 from condlora.errors import DivergedError, Interrupted, RunTaken
 from condlora.grid import companions
 from condlora.ownership import Claim
+from condlora.packing import pack
 from condlora.records import read_record, run_folder
 from tests.faults.harness import Stop, fault, stop
 from tests.tasks import ROOT
@@ -99,7 +100,7 @@ def batch(seed, outputs=3):
     ids = torch.randint(1, 50, (4, length), generator=generator) * mask
     labels = torch.randint(outputs, (4,), generator=generator)
     if outputs == 1:
-        labels = torch.randn(4, generator=generator)
+        labels = torch.randn(4, generator=generator, dtype=torch.float64)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -107,15 +108,8 @@ def steps(trainings, count, together, outputs=3):
     """Losses (steps, runs) of training each on batches of its own; the last gradients are left in place."""
     found = []
     for step in range(count):
-        requests = [
-            fleet.Request(t, batch(100 * step + i, outputs) | {}, HERE)
-            for i, t in enumerate(trainings)
-        ]
-        if outputs == 1:
-            for request in requests:
-                request.batch["labels"] = request.batch["labels"].to(
-                    next(request.training.model.parameters()).dtype
-                )
+        batches = [batch(100 * step + i, outputs) for i in range(len(trainings))]
+        requests = [fleet.Request(*own, HERE) for own in zip(trainings, batches, strict=True)]
         for t in trainings:
             t.optimizer.zero_grad()
         losses = fleet.joint_gradients(requests) if together else [alone(r) for r in requests]
@@ -167,6 +161,29 @@ def test_numbers_as_labels_give_the_loss_of_a_regression(tiny_bert):
         steps(own, 3, together, outputs=1) for own, together in zip(runs, (0, 1), strict=True)
     ]
     torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
+
+
+def test_packed_batches_of_a_fleet_give_what_padded_ones_do(tiny_bert):
+    names = ["lora", "condlora", "lora"]
+    padded, packed = (
+        [training(tiny_bert, name, i, torch.float64) for i, name in enumerate(names)] for _ in "12"
+    )
+    batches = [batch(i) for i in range(3)]
+    expected = fleet.joint_gradients(
+        [fleet.Request(*own, HERE) for own in zip(padded, batches, strict=True)]
+    )
+    for run, own in zip(packed, batches, strict=True):
+        pack(run.model)
+        own["lengths"] = own["attention_mask"].sum(1).tolist()
+    found = fleet.joint_gradients(
+        [fleet.Request(*own, HERE) for own in zip(packed, batches, strict=True)]
+    )
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-6, atol=0)
+    for run, other in zip(packed, padded, strict=True):
+        for name, parameter in run.trainable.items():
+            torch.testing.assert_close(
+                parameter.grad, other.trainable[name].grad, rtol=1e-9, atol=1e-12
+            )
 
 
 def test_a_joint_pass_leaves_the_models_as_they_were(tiny_bert):
@@ -238,8 +255,9 @@ def test_runs_on_one_backbone_hold_it_once_and_others_do_not_join(tiny_bert):
 # Whole runs
 
 
-def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, joint):
-    words = ("task=rte", *NO_DROPOUT)
+@pytest.mark.parametrize("padding", ["longest", "packed"])
+def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, joint, padding):
+    words = ("task=rte", *NO_DROPOUT, f"runtime.padding={padding}")
     grid = (*words, "adapter=lora,condlora", "seed=0,1", "protocol.learning_rate=1e-2")
     cells = tiny_cells(*grid)
     outcomes = finetune.run_together(list(cells))
