@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from condlora.backbone import Backbone
 from condlora.environment import device_name, environment, has_bf16
 from condlora.errors import ConfigError, DeviceError, first_line
-from condlora.packing import PACKED
 from condlora.records import run_folder
 
 
@@ -106,11 +105,10 @@ def described_environment(accelerator: Accelerator) -> dict:
 
 
 def choose_attention(cfg: DictConfig, backbone: Backbone, accelerator: Accelerator) -> str:
-    """Set how the backbone, and every copy made of it, computes attention; its name, for the record.
+    """Set how the backbone, and every copy made of it, computes attention; the name transformers gives it.
 
     "auto" is torch's fused kernels ("sdpa") where the backbone can, but "eager" for bfloat16 on a CPU: there plain
-    matrix products are faster in training, a MiniLM step on MRPC taking 0.73 of the time (torch 2.13). With packed
-    batches the name says so: see `condlora.packing`, which computes it in that way.
+    matrix products are faster in training, a MiniLM step on MRPC taking 0.73 of the time (torch 2.13).
 
     Raises:
         ConfigError: the backbone has no such attention.
@@ -125,4 +123,4 @@ def choose_attention(cfg: DictConfig, backbone: Backbone, accelerator: Accelerat
         raise ConfigError(
             f"{cfg.backbone.name} has no runtime.attention={name} ({first_line(error)}): use auto."
         ) from error
-    return PACKED + name if cfg.runtime.padding == "packed" else name
+    return name

@@ -18,13 +18,13 @@ from peft import PeftModel
 
 from condlora import methods
 from condlora.backbone import Backbone, load_adapter
-from condlora.errors import DivergedError
+from condlora.errors import ConfigError, DivergedError
 from condlora.files import write_atomically
 from condlora.glue.batches import Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
-from condlora.packing import pack
+from condlora.packing import leave_padded, pack
 
 TIMED_ROUNDS = 7  # odd, so that the median is one of them
 TIMED_EXAMPLES = 32
@@ -71,12 +71,19 @@ def collator(cfg: DictConfig, data: Data) -> Callable:
 
 
 def fit_to_batches(model: torch.nn.Module, cfg: DictConfig) -> torch.nn.Module:
-    """The model, which takes the batches of the run's `collator` from now on.
+    """The model, which takes the batches of the run's `collator` from now on; "auto" packs where the model can.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, and packed batches were asked for.
     """
-    return pack(model) if cfg.runtime.padding == "packed" else model
+    if cfg.runtime.padding not in ("auto", "packed"):
+        return model
+    try:
+        return pack(model)
+    except ConfigError:
+        if cfg.runtime.padding == "packed":
+            raise
+        return leave_padded(model)
 
 
 def score(task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:

@@ -133,9 +133,10 @@ def fine_tune(cfg: DictConfig, claim: Claim, interruption: Interruption, fleet: 
     try:
         backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
         check_length(cfg, backbone)
-        record["environment"]["attention"] = choose_attention(cfg, backbone, accelerator)
+        choose_attention(cfg, backbone, accelerator)
         data = prepare(cfg)
         model = initialise(cfg, backbone, seeds, data)
+        record["environment"]["attention"] = model.config._attn_implementation  # packed or not
     except Exception as error:
         if not folder.exists():
             write_record(folder, record | failure(error))

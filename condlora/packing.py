@@ -66,6 +66,16 @@ def pack(model: nn.Module) -> nn.Module:
     return model
 
 
+def leave_padded(model: nn.Module) -> nn.Module:
+    """Have a model that cannot be packed take the same batches, padding and all; returns it."""
+
+    def ignore(_: nn.Module, inputs: tuple, settings: dict):
+        return inputs, {k: v for k, v in settings.items() if k not in ("lengths", "members")}
+
+    model.register_forward_pre_hook(ignore, with_kwargs=True)
+    return model
+
+
 def refusal(reason: str) -> ConfigError:
     return ConfigError(f"runtime.padding=packed {reason}: set runtime.padding=longest.")
 

@@ -80,7 +80,7 @@ RULES: dict[str, Rule] = {
     "protocol.early_stopping_patience": or_null(whole(1)),
     "runtime.device": one_of("auto", "cpu", "cuda"),
     "runtime.threads": or_null(whole(1)),
-    "runtime.padding": one_of("longest", "max_length", "packed"),
+    "runtime.padding": one_of("auto", "packed", "longest", "max_length"),
     "runtime.evaluation_batch_size": whole(1),
     "runtime.fleet": auto_or(whole(1)),
     "runtime.deterministic": one_of(True, False),

@@ -140,7 +140,11 @@ def test_runtime_is_no_part_of_the_recipe(tiny_cells):
 
 @pytest.mark.parametrize(
     ("asked", "precision", "used"),
-    [("auto", "no", "sdpa"), ("auto", "bf16", "eager"), ("eager", "no", "eager")],
+    [
+        ("auto", "no", "packed_sdpa"),
+        ("auto", "bf16", "packed_eager"),
+        ("eager", "no", "packed_eager"),
+    ],
 )
 def test_attention_is_chosen_for_the_precision_and_recorded(tiny_cells, asked, precision, used):
     cfg = one(

@@ -234,3 +234,11 @@ def test_other_families_are_refused_with_what_to_set(tiny_cells):
     words = ("task=mrpc", "protocol.max_length=32", *CELLS["deberta"], "runtime.padding=packed")
     with pytest.raises(ConfigError, match=r"knows no deberta-v2, only bert, .*padding=longest"):
         finetune.run(tiny_cells(*words)[0])
+
+
+def test_auto_leaves_padded_what_cannot_be_packed(tiny_cells):
+    for adapter, attention in (("lora", "packed_"), ("prompt_tuning", "")):
+        (cfg,) = tiny_cells(
+            "task=rte", f"adapter={adapter}", "protocol.max_length=64", "protocol.precision=no"
+        )
+        assert finetune.run(cfg)["environment"]["attention"] == f"{attention}sdpa"

@@ -47,9 +47,10 @@ def encode(
 def padder(tokenizer: PreTrainedTokenizerBase, *, padding: str, max_length: int) -> Callable:
     """A collate function: pads to the batch's longest ("longest") or to `max_length`.
 
-    "packed" pads to the longest too, and adds `lengths`, a list of int that stays on the CPU: see `condlora.packing`.
+    "packed" and "auto" pad to the longest too, and add `lengths`, a list of int that stays on the CPU: see
+    `condlora.packing`.
     """
-    is_packed = padding == "packed"
+    is_packed = padding in ("packed", "auto")
     padding = "longest" if is_packed else padding
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
