@@ -26,11 +26,25 @@ from condlora.cli import command
 from condlora.grid import Cell
 
 
+OF_ITS_OWN = (
+    "train_examples_per_second",
+    "train_seconds",
+    "evaluation_seconds",
+    "total_seconds",
+    "peak_memory_mib",
+)
+
+
 def costs(cells: list[Cell]) -> pd.DataFrame:
-    """One row per finished run: parameters, speed, seconds and memory, as recorded."""
+    """One row per finished run: parameters, speed, seconds and memory, as recorded.
+
+    Speed, seconds and memory of runs that were trained together are the fleet's and no run's: NaN.
+    """
     rows = []
     for cell in cells:
         record = cell.record
+        if record.get("fleet", 1) > 1:
+            record = record | dict.fromkeys(OF_ITS_OWN, math.nan)
         rows.append(
             {
                 "task": cell.task,
@@ -83,7 +97,7 @@ def overall_speed(runs: pd.DataFrame) -> dict[str, float]:
     shared = work.groupby(["task", "seed"]).filter(
         lambda group: group.adapter.nunique() == runs.adapter.nunique()
     )
-    totals = shared.groupby("adapter")[["examples", "train_seconds"]].sum()
+    totals = shared.groupby("adapter")[["examples", "train_seconds"]].sum(min_count=1)
     return (totals.examples / totals.train_seconds).to_dict()
 
 
@@ -106,8 +120,8 @@ def table4(runs: pd.DataFrame) -> typeset.Table:
                 _ratio(speed[speed.adapter == adapter].ratio, 3),
                 _ratio(own.merged_speed_over_backbone.dropna(), 3),
                 typeset.number(own.peak_memory_mib.max(), 0),
-                typeset.number(own.train_seconds.sum(), 0),
-                typeset.number(own.total_seconds.sum(), 0),
+                typeset.number(own.train_seconds.sum(min_count=1), 0),
+                typeset.number(own.total_seconds.sum(min_count=1), 0),
                 str(len(own)),
             ]
         )
@@ -151,7 +165,8 @@ def table4(runs: pd.DataFrame) -> typeset.Table:
             "with head: a range where tasks have heads of different sizes. Ratio of speeds: mean ± "
             "sd over pairs of runs (n) with the same device, threads, precision and attention. Merged: "
             "in inference, over the backbone without an adapter timed by turns on the same batch, mean "
-            "± sd over runs; none for methods that add tokens, which cannot be merged. Memory: the largest of any run; seconds: summed over the runs.",
+            "± sd over runs; none for methods that add tokens, which cannot be merged. Memory: the largest of any run; seconds: summed over the runs; none of these for "
+            "runs that were trained together (runtime.fleet).",
             "Train examples/s: all examples over all training seconds of the tasks and seeds that "
             "every method finished; it depends on the tasks' sentence lengths, so see also "
             "table4_by_task. The paper does not state its task. Paper: RoBERTa-base on "

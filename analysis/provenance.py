@@ -65,6 +65,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ("Platform", f"Python {each('environment', 'python')}, {each('environment', 'platform')}"),
         ("Versions", listed(versions)),
         ("Commit", listed(commits)),
+        ("Runs trained together", listed(str(record.get("fleet", 1)) for record in records)),
         ("Checkpoints", _checkpoints(records)),
         ("Runs finished", f"{min(_finish_times(records))} to {max(_finish_times(records))}"),
     ]
