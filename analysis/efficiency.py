@@ -25,7 +25,6 @@ from analysis.typeset import Section
 from condlora.cli import command
 from condlora.grid import Cell
 
-
 OF_ITS_OWN = (
     "train_examples_per_second",
     "train_seconds",

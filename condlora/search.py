@@ -32,6 +32,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from condlora import finetune
+from condlora.device import fleet_size
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid import compose_cells
@@ -113,14 +114,20 @@ def plan_studies(cfg: DictConfig) -> list[Plan]:
 
 
 def run_study(plan: Plan) -> pd.DataFrame:
-    """Do the trials that the study's storage lacks; all of them as a table, in order of the rates."""
+    """Do the trials that the study's storage lacks; all of them as a table, in order of the rates.
+
+    The first ones are trained together where `runtime.fleet` says so; each further one waits for those before it.
+    """
     first = [plan.trial(rate) for rate in plan.first]
     study, known = open_study(plan.cell, [digest_of(cell) for cell in first], plan.further)
-    for number in range(len(study.trials), len(first) + plan.further):
+    fleet = fleet_size(plan.cell)
+    while (number := len(study.trials)) < len(first) + plan.further:
         scores = {trial.params["learning_rate"]: trial.value for trial in study.trials}
-        cell = first[number] if number < len(first) else plan.trial(next_rate(scores))
-        digest = digest_of(cell)
-        study.add_trial(known.get((digest, cell.seed)) or run_trial(cell, digest))
+        cells = first[number : number + fleet] or [plan.trial(next_rate(scores))]
+        trials = {(digest_of(cell), cell.seed): cell for cell in cells}
+        known |= run_trials({key: cell for key, cell in trials.items() if key not in known})
+        for key in trials:
+            study.add_trial(known[key])
     return pd.DataFrame([row(trial) for trial in study.trials]).sort_values("learning_rate")
 
 
@@ -179,12 +186,26 @@ def open_study(cell: DictConfig, digests: list[str], further: int) -> tuple[optu
     return study, known
 
 
-def run_trial(cell: DictConfig, digest: str) -> FrozenTrial:
-    """Fine-tune with one rate: a complete trial with its validation score, or a failed one with the reason."""
+def run_trials(trials: dict[tuple[str, int], DictConfig]) -> Known:
+    """Fine-tune each with its rate: a complete trial with its validation score, or a failed one with the reason."""
+    with contextlib.redirect_stdout(io.StringIO()):  # a run's last line is its test score
+        outcomes = finetune.run_together(list(trials.values()))
+    return {
+        key: ended_trial(cell, key[0], outcome)
+        for (key, cell), outcome in zip(trials.items(), outcomes, strict=True)
+    }
+
+
+def ended_trial(cell: DictConfig, digest: str, outcome: dict | Exception) -> FrozenTrial:
+    """The trial of a run, from its record and curve.
+
+    Raises:
+        UserError: the run ended for another reason than its rate.
+    """
     rate, name = cell.protocol.learning_rate, f"{cell.task.name} {cell.adapter.name}"
     value, reason = None, None
     try:
-        value = validation_score(cell)
+        value = validation_score(cell, outcome)
         say(f"{name} {rate:g}: validation {cell.task.headline} {value:.3f}")
     except (DivergedError, UndefinedScore) as error:
         reason = str(error)
@@ -211,23 +232,20 @@ def run_trial(cell: DictConfig, digest: str) -> FrozenTrial:
     )
 
 
-def validation_score(cell: DictConfig) -> float:
+def validation_score(cell: DictConfig, outcome: dict | Exception) -> float:
     """The headline metric on validation of the checkpoint that the run keeps, from the run's curve.
 
     Raises:
         DivergedError: the loss was not finite.
         UndefinedScore: the metric had no value on validation.
     """
-    undefined = None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # a run's last line is its test score
-            finetune.run(cell)
-    except UndefinedScore as error:  # on validation or on the test set: the curve tells which
-        undefined = error
+    if isinstance(outcome, Exception) and not isinstance(outcome, UndefinedScore):
+        raise outcome
+    # One that is undefined may be so on validation or on the test set alone: the curve tells.
     curve = pd.read_csv(run_folder(cell) / "curve.csv")[cell.task.headline]
     value = curve.max() if cell.protocol.select == "best" else curve.iloc[-1]
     if math.isnan(value):
-        raise undefined
+        raise outcome
     return float(value)
 
 

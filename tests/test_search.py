@@ -41,7 +41,10 @@ def stand_in(monkeypatch):
     def install(curve, test=0.5):
         done = []
 
-        def run(cfg):
+        def run_together(cfgs):
+            return [outcome(cfg) for cfg in cfgs]
+
+        def outcome(cfg):
             folder, rate = run_folder(cfg), cfg.protocol.learning_rate
             plain, metric = recipe(cfg), cfg.task.headline
             scores = curve(rate)
@@ -50,14 +53,13 @@ def stand_in(monkeypatch):
             record["schema_version"] = SCHEMA_VERSION
             record |= dict.fromkeys(("started_at", "finished_at"), "2026-01-01T00:00:00+00:00")
             write_record(folder, record | {"steps": 4, "test": {metric: test}})
-            if isinstance(scores, BaseException):
-                raise scores
+            if isinstance(scores, Exception):
+                return scores
             table = pd.DataFrame({"step": range(len(scores)), metric: scores})
             write_atomically(folder / "curve.csv", lambda path: table.to_csv(path, index=False))
-            if test is None:
-                raise UndefinedScore("no test score")
+            return record if test is not None else UndefinedScore("no test score")
 
-        monkeypatch.setattr(finetune, "run", run)
+        monkeypatch.setattr(finetune, "run_together", run_together)
         return done
 
     return install
@@ -233,3 +235,12 @@ def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
     cells = compose_cells((f"profile={path.parent.name}",))
     rates = {(c.task.name, c.adapter.name): c.protocol.learning_rate for c in cells}
     assert rates == {cell: chosen[cell] for cell in rates}
+
+
+def test_first_trials_are_trained_together_where_asked(tmp_path):
+    words = ("runtime.fleet=2", "adapter=lora,condlora")
+    table = search.search(settings(tmp_path, *words, rates=RATES, further=1))
+    records = [json.loads(p.read_text()) for p in (tmp_path / "runs/search").rglob("record.json")]
+    found = {(r["adapter"], r["recipe"]["protocol"]["learning_rate"]): r["fleet"] for r in records}
+    assert [found["lora", rate] for rate in RATES] == [2, 2, 1]
+    assert len(table) == len(records) == 8
