@@ -5,7 +5,7 @@
     learning_rate_factors  regular expression on a parameter's name -> factor on the rate (LoRA+, VB-LoRA)
     start                  a start that PEFT lacks: milora
     examples               of the training data that the start is made from, one by one (CorDA)
-    schedule               shares of the run's steps (AdaLoRA)
+    schedule               shares of the run's steps (AdaLoRA, Conditional AdaLoRA)
     requires               a package that is not among the requirements (LoftQ)
 
 Full fine-tuning, the head alone and BitFit are PEFT models too, of LoRA on no module: what is trained of the model
@@ -177,19 +177,17 @@ def parameter_groups(model: nn.Module, cfg: DictConfig, learning_rate: float) ->
 
 
 def begin(model: PeftModel, cfg: DictConfig, total_steps: int) -> None:
-    """Tell the method how long the run is; AdaLoRA's schedule is in steps.
+    """Tell the method how long the run is; AdaLoRA's schedule is in steps, also Conditional AdaLoRA's.
 
     Raises:
         ConfigError: too few steps for a schedule.
     """
-    config = _config(model)
-    if not isinstance(config, AdaLoraConfig):
+    if not _is_pruned(model):
         return
-    schedule = cfg.schedule
-    config.total_step = total_steps
-    config.tinit, config.tfinal = (int(schedule[key] * total_steps) for key in ("tinit", "tfinal"))
-    config.deltaT = math.ceil(schedule.deltaT * total_steps)
-    if total_steps - config.tfinal - config.tinit < 2:
+    tinit, tfinal = (int(cfg.schedule[key] * total_steps) for key in ("tinit", "tfinal"))
+    deltaT = math.ceil(cfg.schedule.deltaT * total_steps)
+    _schedule(model).update(total_step=total_steps, tinit=tinit, tfinal=tfinal, deltaT=deltaT)
+    if total_steps - tfinal - tinit < 2:
         raise ConfigError(
             f"adapter={cfg.name} has no step left to prune in: train longer or lower adapter.schedule.tinit and tfinal."
         )
@@ -197,17 +195,34 @@ def begin(model: PeftModel, cfg: DictConfig, total_steps: int) -> None:
 
 def after_step(model: PeftModel, step: int) -> None:
     """Between the optimizer's step, counted from 1, and the clearing of gradients: AdaLoRA prunes."""
-    if isinstance(_config(model), AdaLoraConfig):
+    if _is_pruned(model):
         model.base_model.update_and_allocate(step)
 
 
 def may_be_kept(model: PeftModel, step: int) -> bool:
     """Whether a checkpoint of this step is of the method's final form: AdaLoRA's is once its pruning has ended."""
+    if not _is_pruned(model):
+        return True
+    schedule = _schedule(model)
+    return step >= schedule["total_step"] - schedule["tfinal"]
+
+
+def _is_pruned(model: PeftModel) -> bool:
+    """Whether it is AdaLoRA's or Conditional AdaLoRA's: both have an allocator of one interface."""
+    return hasattr(model.base_model, "rankallocator")
+
+
+def _schedule(model: PeftModel) -> dict:
+    """Where total_step, tinit, tfinal and deltaT are: the fields of PEFT's config, or the options of ours."""
     config = _config(model)
-    return not isinstance(config, AdaLoraConfig) or step >= config.total_step - config.tfinal
+    return vars(config) if isinstance(config, AdaLoraConfig) else config.options
 
 
-IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's RankAllocator, by parameter
+IMPORTANCE = (
+    "ipt",
+    "exp_avg_ipt",
+    "exp_avg_unc",
+)  # of RankAllocator, by parameter; ours lacks the first
 
 
 def state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -215,10 +230,11 @@ def state(model: PeftModel) -> dict[str, torch.Tensor]:
     own = dict(model.named_parameters())
     changed = [name for name in base_weights(model) if not own[name].requires_grad]
     found = {f"weight.{name}": own[name].detach() for name in changed}
-    if isinstance(_config(model), AdaLoraConfig):
+    if _is_pruned(model):
         allocator = model.base_model.rankallocator
         for kind in IMPORTANCE:
-            found |= {f"{kind}.{name}": t for name, t in getattr(allocator, kind).items()}
+            found |= {f"{kind}.{name}": t for name, t in getattr(allocator, kind, {}).items()}
+    if isinstance(_config(model), AdaLoraConfig):
         for name, kept in (_config(model).rank_pattern or {}).items():
             found[f"kept.{name}"] = torch.tensor(kept)
     return found

@@ -165,15 +165,14 @@ def logits(model):
 # AdaLoRA
 
 
-def test_adalora_prunes_to_its_target_and_resumes_after_that_too(cell):
-    whole = cell("adalora", "protocol.select=last")
+@pytest.mark.parametrize(("method", "entries"), [("adalora", "lora_E"), ("cond_adalora", "Lambda")])
+def test_adalora_prunes_to_its_target_and_resumes_after_that_too(cell, method, entries):
+    whole = cell(method, "protocol.select=last")
     killed = under_another_name(whole)
     finetune.run(whole)
     assert killed_and_resumed(killed, 6)["resumed_at_steps"] == [4]
     assert left_behind(run_folder(killed)) == left_behind(run_folder(whole))
-    kept = {
-        name: (E != 0).sum().item() for name, E in tensors_of(whole).items() if "lora_E" in name
-    }
+    kept = {name: (E != 0).sum().item() for name, E in tensors_of(whole).items() if entries in name}
     assert len(kept) == 6 and sum(kept.values()) <= 8 * 6  # target_r on average; ties go together
     assert sum(kept.values()) > 7 * 6 and len(set(kept.values())) > 1
 
@@ -186,6 +185,13 @@ def test_adaloras_schedule_is_in_the_runs_own_steps(cell):
     assert (config.total_step, config.tinit, config.tfinal, config.deltaT) == (5000, 600, 2500, 5)
     with pytest.raises(ConfigError, match="no step left to prune in"):
         methods.begin(model, cfg.adapter, 1)
+    cfg = cell("cond_adalora")
+    assert cfg.adapter.schedule == cell("adalora").adapter.schedule
+    model, _ = started(cfg)
+    methods.begin(model, cfg.adapter, 5000)
+    options = model.peft_config["default"].options
+    steps = {"total_step": 5000, "tinit": 600, "tfinal": 2500, "deltaT": 5}
+    assert options.items() >= steps.items()
 
 
 def pruning(cfg, steps):
@@ -201,11 +207,16 @@ def pruning(cfg, steps):
     return model, backbone
 
 
-def test_adaloras_importance_and_ranks_come_back_from_a_checkpoint(cell):
-    cfg = cell("adalora")
+@pytest.mark.parametrize(
+    ("method", "count"),
+    # Three numbers for each of A, E, B, and what is kept; two for each Lambda.
+    [("adalora", 6 * (3 * 3 + 1)), ("cond_adalora", 6 * 2)],
+)
+def test_adaloras_importance_and_ranks_come_back_from_a_checkpoint(cell, method, count):
+    cfg = cell(method)
     model, _ = pruning(cfg, 5)
     state = {name: tensor.clone() for name, tensor in methods.state(model).items()}
-    assert len(state) == 6 * (3 * 3 + 1)  # three numbers for each of A, E, B, and what is kept
+    assert len(state) == count
     fresh, _ = started(cfg)
     methods.load_state(fresh, state)
     again = methods.state(fresh)
@@ -433,7 +444,7 @@ FORMULAS = {
     "bitfit": LAYERS * A_LAYERS_BIASES + WIDTH,  # and the embeddings' layer norm
     "condlora": 2 * 2 * 8 * WIDTH,  # theta_A and theta_B of two kinds (Kim et al., Table 4)
     "condlora_frozen_a": 2 * 8 * WIDTH,  # theta_B alone
-    "cond_adalora": 2 * 2 * 8 * WIDTH + TARGETS * 8,  # and Lambda
+    "cond_adalora": 2 * 2 * 12 * WIDTH + TARGETS * 12,  # and Lambda, before it is pruned
     "condlora_dora": 2 * 2 * 8 * WIDTH + TARGETS * WIDTH,  # and a magnitude for each output
     "share_lora_a": 2 * 8 * WIDTH + LORA // 2,
     "share_lora_b": 2 * 8 * WIDTH + LORA // 2,
@@ -562,11 +573,12 @@ def test_prefixes_are_refused_where_a_backbone_takes_none(tiny_cells, family):
         finetune.run(cfg)
 
 
-def test_adalora_keeps_no_checkpoint_from_before_its_pruning_ended(cell, monkeypatch):
+@pytest.mark.parametrize("method", ["adalora", "cond_adalora"])
+def test_adalora_keeps_no_checkpoint_from_before_its_pruning_ended(cell, method, monkeypatch):
     scores = iter([0.9, *[0.1] * 11])  # the best of all is at step 1
     monkeypatch.setattr(finetune, "score", lambda *_: {"pearson": next(scores)})
     monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"pearson": 0.0}})
-    cfg = cell("adalora", "protocol.max_steps=12", "protocol.evaluate_every=1")
+    cfg = cell(method, "protocol.max_steps=12", "protocol.evaluate_every=1")
     assert finetune.run(cfg)["best"]["step"] == 6  # its schedule ends at half of the steps
 
 

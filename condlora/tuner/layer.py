@@ -112,6 +112,16 @@ class CondLoraLayer(BaseTunerLayer):
 
     def materialise(self, adapter_name: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in) and B (out, r) of this layer, in the dtype of what is trained; differentiable."""
+        W, tensors = self._sources(adapter_name)
+        return self.method[adapter_name].factors(W, **tensors)
+
+    def penalty(self, adapter_name: str) -> torch.Tensor:
+        """What this layer adds to the loss, for methods that have a penalty."""
+        W, tensors = self._sources(adapter_name)
+        return self.method[adapter_name].penalty(W, **tensors)
+
+    def _sources(self, adapter_name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What A and B are made from: W, and the tensors by name, where W is."""
         W, held = self.frozen_weight(), self.tensors[adapter_name]
         tensors = {name: of[adapter_name].to(W.device) for name, of in held.items()}
         if any(isinstance(of, BufferDict) for of in held.values()):
@@ -119,7 +129,7 @@ class CondLoraLayer(BaseTunerLayer):
             tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         if adapter_name in self.next_layer:
             W = self.read_weight(adapter_name).to(W.device)
-        return self.method[adapter_name].factors(W, **tensors)
+        return W, tensors
 
     def _factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B for the forward pass: made anew in training, once at inference.

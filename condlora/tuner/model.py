@@ -24,6 +24,7 @@ from condlora.errors import AdapterError
 from condlora.tuner.config import CondLoraConfig, method_of
 from condlora.tuner.layer import CondLoraLayer, Linear
 from condlora.tuner.methods.base import Method
+from condlora.tuner.rank_allocator import RankAllocator
 
 
 def layer_index(path: str) -> int | None:
@@ -73,6 +74,36 @@ class CondLoraModel(BaseTuner):
         # One hook serves all adapters.
         if method.is_nested and _draw_ranks not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(_draw_ranks)
+        if method.is_pruned and not hasattr(self, "rankallocator"):
+            self.rankallocator = RankAllocator()
+
+    def forward(self, *args, **kwargs):
+        """As the model; in training the penalty of the active adapters' methods, if any, is added to its loss."""
+        outputs = super().forward(*args, **kwargs)
+        if not self.training or getattr(outputs, "loss", None) is None:
+            return outputs
+        penalties = [
+            layer.penalty(name)
+            for layer in self.model.modules()
+            if isinstance(layer, CondLoraLayer) and not layer.disable_adapters
+            for name in layer.active_adapters
+            if name in layer.method and layer.method[name].is_pruned
+        ]
+        if penalties:
+            outputs.loss = outputs.loss + torch.stack(penalties).mean()
+        return outputs
+
+    def update_and_allocate(self, global_step: int, adapter_name: str = "default") -> None:
+        """For Conditional AdaLoRA, as with PEFT's AdaLoRA: call it at every step of training, counted from 1, after
+        `optimizer.step()` and before `zero_grad()`. It prunes by the schedule in the config's options.
+
+        Raises:
+            AdapterError: see `RankAllocator.step`.
+        """
+        suffix = f".condlora_Lambda.{adapter_name}"
+        entries = {n: p for n, p in self.model.named_parameters() if n.endswith(suffix)}
+        method = method_of(self.peft_config[adapter_name])
+        self.rankallocator.step(entries, method, global_step)
 
     def _link_layers(self, adapter_name: str) -> None:
         for group, layers in self._groups(adapter_name).items():

@@ -22,6 +22,7 @@ from condlora.tuner.card import model_card
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
 from condlora.tuner.methods.base import Method, Trained
+from condlora.tuner.methods.cond_adalora import CondAdaLora
 from condlora.tuner.methods.controls import haar
 from condlora.tuner.methods.lora_xs import principal_factors
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
@@ -534,6 +535,124 @@ def test_cond_adalora_puts_each_layers_own_diagonal_between():
     assert len({id(layer.theta("default")[2]) for layer in queries(model)}) == 3
 
 
+SCHEDULE = {"target_r": 2, "total_step": 12, "tinit": 2, "tfinal": 4, "deltaT": 2}
+
+
+def pruning(steps, **options):
+    """Conditional AdaLoRA of rank 4 as it is trained for so many steps; the model, and how many entries each left."""
+    model = adapted("bert", method="cond_adalora", options=SCHEDULE | options).train()
+    optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
+    labels, left = torch.tensor([0, 1, 2]), []
+    for step in range(1, steps + 1):
+        model(input_ids=IDS, labels=labels).loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+        left.append(int(sum((x != 0).sum() for n, x in trained(model).items() if "Lambda" in n)))
+    return model.eval(), left
+
+
+def test_cond_adalora_is_pruned_by_the_cubic_schedule_to_its_budget_and_stays_there(tmp_path):
+    model, left = pruning(12)
+    # 6 layers: all 24 until step 2, then at every second step 12 + 12 (1 - (t - 2) / 6)^3, from step 8 on 12.
+    assert left[:2] == [24, 24] and [left[i] for i in (3, 5)] == [15, 12]
+    assert left[4] > 15  # what was pruned may grow again
+    assert left[7:] == [12] * 5
+    ranks = {
+        int((layer.condlora_Lambda["default"] != 0).sum()) for layer in layers_of(model).values()
+    }
+    assert len(ranks) > 1  # layers compete
+    model.save_pretrained(tmp_path / "own")
+    export_lora(model, tmp_path / "lora")
+    for name in ("own", "lora"):
+        loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path / name).eval()
+        torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
+        for module in loaded.modules():
+            if isinstance(module, LoraLayer):
+                A = module.lora_A["default"].weight
+                assert int((A.abs().amax(1) > 0).sum()) in ranks  # what is pruned is zero there too
+
+
+def test_cond_adalora_prunes_the_triplets_of_least_importance():
+    """As AdaLoRA's equations 8 to 11, written out for one step."""
+    model = adapted("bert", method="cond_adalora", options=SCHEDULE | {"tinit": 0, "deltaT": 1})
+    entries = [p for n, p in trained(model).items() if "Lambda" in n]
+    for entry in entries:
+        entry.grad = torch.randn_like(entry)
+    sensitivity = torch.cat([(p * p.grad).abs().detach() for p in entries])
+    smoothed = 0.15 * sensitivity
+    importance = (smoothed * 0.15 * (sensitivity - smoothed).abs()).flatten()
+    model.base_model.update_and_allocate(4)
+    budget = 12 + int(12 * 0.5**3)
+    kept = torch.cat(entries).flatten() != 0
+    assert kept.sum() == budget
+    assert importance[kept].min() > importance[~kept].max()
+
+
+def test_the_gradient_of_a_triplets_entry_stands_for_those_of_its_column_and_row():
+    """Why the importance of Lambda's entry is enough: each of the three, set to zero, costs the same to first order."""
+    model = adapted("bert", method="cond_adalora")
+    (layer, *_) = queries(model)
+    Q, P = (x.detach().requires_grad_() for x in CondAdaLora.factors(
+        layer.method["default"], layer.frozen_weight(), *layer.theta("default")[:2], torch.ones(4, 1)))  # fmt: skip
+    Lambda = layer.condlora_Lambda["default"].detach().clone().requires_grad_()
+    (torch.randn(5, 16) @ Q.T * Lambda.T @ P.T).square().sum().backward()
+    expected = (Lambda * Lambda.grad)[:, 0]
+    torch.testing.assert_close((P * P.grad).sum(0), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((Q * Q.grad).sum(1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cond_adaloras_penalty_is_added_in_training_and_makes_P_and_Q_orthogonal():
+    model = adapted("bert", method="cond_adalora", options={"orth_reg_weight": 0.3})
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    inputs = {"input_ids": IDS, "labels": torch.tensor([0, 1, 2])}
+    plain = model(**inputs).loss
+
+    def distance():
+        apart = []
+        for layer in layers_of(model).values():
+            theta_A, theta_B, _ = layer.theta("default")
+            W = layer.frozen_weight()
+            for X in (theta_A @ W.T, theta_B @ W.T):
+                apart.append(torch.linalg.norm(X @ X.T - torch.eye(4)))
+        return torch.stack(apart).mean()
+
+    model.train()
+    torch.testing.assert_close(model(**inputs).loss, plain + 0.3 * distance())
+    with model.disable_adapter():
+        base = model(**inputs).loss
+        assert torch.equal(model.eval()(**inputs).loss, base)
+    model.train()
+    before, optimizer = distance(), torch.optim.Adam(trained(model).values(), lr=3e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (model(**inputs).loss - model.eval()(**inputs).loss).backward()  # the penalty alone
+        model.train()
+        optimizer.step()
+    assert distance() < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_step": None}, "set total_step, tinit and tfinal"),
+        ({"tfinal": 11}, "set total_step, tinit and tfinal"),
+        ({"target_r": 5}, "target_r is 5 and the mean rank to start from 4"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_one_sentence(options, message):
+    with pytest.raises(AdapterError, match=message):
+        pruning(1, **options)
+
+
+def test_pruning_needs_the_gradients():
+    model = adapted("bert", method="cond_adalora", options=SCHEDULE)
+    with pytest.raises(AdapterError, match="before zero_grad"):
+        model.base_model.update_and_allocate(1)
+
+
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_dylora_exported_at_a_rank_is_what_was_trained_at_it(use_rslora, tmp_path, monkeypatch):
     model = adapted("bert", method="dylora", use_rslora=use_rslora, lora_alpha=4)
@@ -680,6 +799,10 @@ def test_a_seed_that_is_left_out_is_drawn_and_kept(method):
         ({"method": "nola", "options": {"seed": "a"}}, "seed is 'a': give a whole number"),
         ({"method": "nola", "options": {"bases": 0}}, "positive whole number"),
         ({"method": "share_lora", "options": {"shared": "C"}}, "choose one of A, B, AB"),
+        ({"method": "cond_adalora", "options": {"target_r": 0}}, "target_r is 0: give a positive"),
+        ({"method": "cond_adalora", "options": {"deltaT": 0.5}}, "deltaT is 0.5: give a positive"),
+        ({"method": "cond_adalora", "options": {"beta1": 1}}, "beta1 is 1: give a number between"),
+        ({"method": "cond_adalora", "options": {"orth_reg_weight": -1}}, "give 0 or more"),
     ],
 )
 def test_what_a_method_does_not_have_is_refused(settings, message):
@@ -720,7 +843,8 @@ def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
     backbone = load_backbone(cfg.backbone, num_labels=2)
     model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
     config = model.peft_config["default"]
-    assert adapter.startswith(config.method) and config.r == 8
+    assert adapter.startswith(config.method)
+    assert config.r == (12 if adapter == "cond_adalora" else 8)  # it is pruned to 8
     assert config.use_dora == (adapter == "condlora_dora")
     assert finetune.count_parameters(model, backbone)["adapter"] == sum(
         parameter.numel() for parameter in trained(model).values()

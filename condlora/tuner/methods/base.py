@@ -47,6 +47,7 @@ class Method:
     title, arxiv and formula are for the model card. `reads_next_layer`: the layer is given the weight of the
     next layer of its group instead of its own (after the last comes the first). `is_nested`: in training, A
     and B are cut to a rank drawn at every forward pass of the model, so that the adapter can be cut later.
+    `is_pruned`: it has a `Lambda` whose entries are pruned while it trains, and a penalty, as AdaLoRA.
     """
 
     title: ClassVar[str]
@@ -55,6 +56,7 @@ class Method:
     needs_square: ClassVar[bool] = False
     reads_next_layer: ClassVar[bool] = False
     is_nested: ClassVar[bool] = False
+    is_pruned: ClassVar[bool] = False
     seed: int | None = None
 
     def tensors(self, W: torch.Tensor, r: int) -> dict[str, Trained | Derived]:
@@ -63,6 +65,10 @@ class Method:
 
     def factors(self, W: torch.Tensor, **tensors: torch.Tensor):
         """A (r, in) and B (out, r) from W, in its own dtype, and the tensors, all of one dtype."""
+        raise NotImplementedError
+
+    def penalty(self, W: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
+        """What a pruned method adds to the loss, as a mean over layers; arguments as of `factors`."""
         raise NotImplementedError
 
     def shares(self, W: torch.Tensor, r: int) -> bool:
