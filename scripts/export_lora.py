@@ -28,10 +28,13 @@ def main() -> None:
     parser.add_argument(
         "--base", help="folder or hub id of the base model, if not the one recorded"
     )
+    parser.add_argument(
+        "--rank", type=int, help="of an adapter of method dylora: the leading ranks to keep"
+    )
     args = parser.parse_args()
     try:
         check_free(args.out)
-        config = export_lora(adapted_model(args.source, args.base), args.out)
+        config = export_lora(adapted_model(args.source, args.base), args.out, rank=args.rank)
     except Exception as error:
         if (message := explain(error)) is None:
             raise

@@ -392,6 +392,41 @@ def test_the_script_exports_a_folder_and_says_what_is_wrong_in_a_sentence(
     assert capsys.readouterr().err.startswith("error: adapter exists and is not empty")
 
 
+def test_the_script_cuts_a_nested_adapter_to_its_leading_ranks(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path(str(ROOT / "scripts" / "export_lora.py"))["main"]
+    fresh(bert).save_pretrained(tmp_path / "base")
+    models = {}
+    for method in ("dylora", "condlora"):
+        models[method] = adapted(
+            bert, target_modules=["query", "value"], task_type="SEQ_CLS", method=method
+        )
+        models[method].save_pretrained(str(tmp_path / method))
+    monkeypatch.chdir(tmp_path)
+    words = ["export_lora.py", "dylora", "lora", "--base", "base", "--rank", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    script()
+    assert "LoRA, r 2, alpha 7" in capsys.readouterr().out
+    export_lora(models["dylora"], tmp_path / "expected", rank=2)
+    found, expected = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("lora", "expected")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    for source, rank, message in (
+        ("dylora", "5", "error: rank is 5: choose one from 1 to 4, which was trained."),
+        (
+            "condlora",
+            "2",
+            "error: rank cuts an adapter that was trained for it, with method dylora",
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", [*words[:1], source, "other", *words[3:5], "--rank", rank])
+        with pytest.raises(SystemExit) as stopped:
+            script()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+
+
 def test_the_script_exports_a_finished_run_and_no_other(tiny_cells, tmp_path, monkeypatch):
     (cfg,) = tiny_cells("task=rte", "adapter=condlora")
     run(cfg)
