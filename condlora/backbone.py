@@ -308,6 +308,14 @@ def fresh_model(backbone: Backbone) -> PreTrainedModel:
     return model
 
 
+def base_for(backbone: Backbone, adapter: DictConfig) -> PreTrainedModel:
+    """A copy of the backbone as a saved adapter of this config is loaded onto: in 4 bits where it was trained so."""
+    model = copy.deepcopy(backbone.model)
+    if adapter.get("quantise"):
+        methods.quantise(model, adapter, backbone.head)
+    return model
+
+
 def add_adapter(
     model: PreTrainedModel,
     cfg: DictConfig,
@@ -369,7 +377,7 @@ def load_run(folder: Path) -> tuple[PeftModel, DictConfig]:
     cfg = OmegaConf.load(folder / "config.yaml")
     num_labels = 1 if cfg.task.labels is None else len(cfg.task.labels)
     backbone = load_backbone(cfg.backbone, num_labels=num_labels)
-    return load_adapter(copy.deepcopy(backbone.model), folder / "adapter"), cfg
+    return load_adapter(base_for(backbone, cfg.adapter), folder / "adapter"), cfg
 
 
 def load_factors(folder: Path) -> dict[str, Factors]:
@@ -380,7 +388,8 @@ def load_factors(folder: Path) -> dict[str, Factors]:
     with safe_open(folder / "adapter" / TENSORS, framework="pt") as file:
         names = list(file.keys())
     config = PeftConfig.from_pretrained(str(folder / "adapter"))
-    if not methods.is_one_product(config, names):
+    is_quantised = OmegaConf.load(folder / "config.yaml").adapter.get("quantise")
+    if is_quantised or not methods.is_one_product(config, names):
         return {}
     model, cfg = load_run(folder)
     return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from peft import PeftModel
 
 from condlora import methods
-from condlora.backbone import Backbone, load_adapter
+from condlora.backbone import Backbone, base_for, load_adapter
 from condlora.errors import ConfigError, DivergedError
 from condlora.files import write_atomically
 from condlora.glue.batches import Encoded, evaluation_batches, padder
@@ -99,7 +99,7 @@ def test_saved(
     Raises:
         UndefinedScore: a metric has no value for these predictions.
     """
-    model = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
+    model = load_adapter(base_for(backbone, cfg.adapter), folder / "adapter").to(accelerator.device)
     fit_to_batches(model, cfg)
     scores = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
@@ -126,7 +126,8 @@ def merged_speed(
     machine that slows down in between leaves where it is.
     """
     alone = copy.deepcopy(backbone.model).to(accelerator.device)
-    adapted = load_adapter(copy.deepcopy(backbone.model), folder / "adapter").to(accelerator.device)
+    base = base_for(backbone, cfg.adapter)
+    adapted = load_adapter(base, folder / "adapter").to(accelerator.device)
     merged = methods.merged(adapted)
     if merged is None:
         return None

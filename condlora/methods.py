@@ -5,8 +5,9 @@
     learning_rate_factors  regular expression on a parameter's name -> factor on the rate (LoRA+, VB-LoRA)
     start                  a start that PEFT lacks: milora
     examples               of the training data that the start is made from, one by one (CorDA)
+    quantise               the 4-bit format of the backbone's linear layers: nf4 (QLoRA)
     schedule               shares of the run's steps (AdaLoRA, Conditional AdaLoRA)
-    requires               a package that is not among the requirements (LoftQ)
+    requires               a package that is not among the requirements (LoftQ, QLoRA)
 
 Full fine-tuning, the head alone and BitFit are PEFT models too, of LoRA on no module: what is trained of the model
 itself is saved under its own name in the adapter's file, which PEFT loads like any other tensor. So there is one
@@ -65,6 +66,8 @@ def put_on(
     """
     init = getattr(config, "init_lora_weights", None)
     _check_fit(model, config, cfg)
+    if cfg.get("quantise"):
+        quantise(model, cfg, config.modules_to_save)
     for seed in ("projection_prng_key", "random_loc_seed"):  # VeRA, RandLoRA; FourierFT
         if hasattr(config, seed) and seed not in cfg.config:  # PEFT's own is one for all runs
             setattr(config, seed, int(torch.randint(2**31, (), device="cpu")))
@@ -94,6 +97,46 @@ def put_on(
     return adapted
 
 
+def quantise(model: PreTrainedModel, cfg: DictConfig, head: Iterable[str]) -> None:
+    """Put the frozen linear layers outside the head into the 4 bits that `cfg.quantise` names, in place.
+
+    Double quantisation and products in bfloat16 (QLoRA, section 3). It is done on the CPU, to the same bits for every
+    device, and draws nothing, so that LoRA starts as on the backbone itself, but for PEFT's rounding it to bfloat16.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or the model has no such layer.
+    """
+    check_requirements(cfg)
+    import bitsandbytes as bnb
+
+    head = tuple(f"{part}." for part in head)
+    linear = [
+        p for p, m in model.named_modules() if type(m) is nn.Linear and not f"{p}.".startswith(head)
+    ]
+    if not linear:
+        raise ConfigError(
+            f"adapter={cfg.name} quantises nn.Linear layers, and this model has none: choose another."
+        )
+    for path in linear:
+        exact = model.get_submodule(path)
+        packed = bnb.nn.Linear4bit(
+            exact.in_features,
+            exact.out_features,
+            bias=exact.bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type=cfg.quantise,
+            device="meta",
+        )
+        packed.weight = bnb.nn.Params4bit(
+            exact.weight.data, requires_grad=False, quant_type=cfg.quantise
+        )
+        packed.bias = exact.bias
+        # Else the first evaluation on a CPU that has AVX512-BF16 packs W for inference, and gradients end there.
+        packed.support_avx512bf16_for_cpu = False
+        model.set_submodule(path, packed.to("cpu"))
+    model.is_loaded_in_4bit = True  # by which PEFT knows
+
+
 def _check_fit(model: PreTrainedModel, config: PeftConfig, cfg: DictConfig) -> None:
     """Raise a ConfigError for what PEFT would take and get wrong on this model."""
     adds_inputs = config.is_prompt_learning and config.peft_type != PeftType.PREFIX_TUNING
@@ -109,6 +152,10 @@ def _check_fit(model: PreTrainedModel, config: PeftConfig, cfg: DictConfig) -> N
             f"adapter={cfg.name} gives each layer keys and values, which this backbone does not take: choose another."
         )
     init = str(getattr(config, "init_lora_weights", None))
+    if init == "loftq" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"adapter={cfg.name} is started by PEFT on a CUDA GPU, and there is none: choose another, such as qlora."
+        )
     starts_from_W = cfg.get("start") or CHANGES_W.match(init)
     if starts_from_W and init != "pissa" and any(isinstance(m, Conv1D) for m in model.modules()):
         raise ConfigError(

@@ -307,6 +307,69 @@ def test_changed_weights_and_importance_come_back_from_a_checkpoint(cell):
     assert all(torch.equal(tensor, state[name]) for name, tensor in methods.state(model).items())
 
 
+# 4 bits
+
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed: pip install '.[quantised]'",
+)
+
+
+@needs_bitsandbytes
+def test_qlora_trains_on_4_bits_and_resumes_to_the_same_bits(cell):
+    from bitsandbytes.nn import Linear4bit
+
+    whole = cell(
+        "qlora", "protocol.evaluate_every=2", "protocol.max_steps=6", "protocol.select=last"
+    )
+    killed = under_another_name(whole)
+    record = finetune.run(whole)
+    assert killed_and_resumed(killed, 4)["resumed_at_steps"] == [2]
+    assert left_behind(run_folder(killed)) == left_behind(run_folder(whole))
+    curve = pd.read_csv(run_folder(whole) / "curve.csv")
+    best = curve[curve.step == record["best"]["step"]]
+    assert record["validation"]["pearson"] == best["pearson"].item()
+
+    model, _ = load_run(run_folder(whole))
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+    assert len(packed) == 3 * 6  # every linear layer of the encoder, and none of the head
+    for layer in packed.values():
+        state = layer.weight.quant_state
+        assert state.quant_type == "nf4" and state.nested and layer.compute_dtype == torch.bfloat16
+    # Trained after the first evaluation too: A moves only once B has.
+    before, _ = started(whole)
+    end = dict(model.named_parameters())
+    for name, start in before.named_parameters():
+        if "lora_" in name:
+            assert not torch.equal(start, end[name]), name
+    assert not load_factors(run_folder(whole))  # its W is not the one that others start from
+
+
+@needs_bitsandbytes
+def test_qlora_starts_as_lora_on_the_rounded_backbone(cell):
+    plain, _ = started(cell("lora"))
+    model, backbone = started(cell("qlora"))
+    of_plain = dict(plain.named_parameters())
+    drawn = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in drawn.items():  # PEFT rounds A to bfloat16, as which products are made
+        expected = of_plain[name]
+        assert torch.equal(parameter, expected.bfloat16().float() if "lora_" in name else expected)
+    rounded = (logits(model) - logits(plain)).abs().max()
+    assert 0 < rounded < 0.05
+    assert not any("Linear4bit" in str(type(m)) for m in backbone.model.modules())
+
+
+@needs_bitsandbytes
+def test_what_cannot_be_in_4_bits_is_one_sentence(cell, tiny_cells, monkeypatch):
+    words = ("task=stsb", "protocol.max_length=64", "protocol.precision=no", *FAMILIES["gpt2"])
+    (cfg,) = tiny_cells(*words, "adapter=qlora")
+    with pytest.raises(ConfigError, match="this model has none: choose another"):
+        finetune.run(cfg)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="adapter=loftq is started by PEFT on a CUDA GPU"):
+        started(cell("loftq"))
+
+
 # Training
 
 
@@ -467,7 +530,7 @@ FORMULAS = {
     "prefix_tuning": 20 * LAYERS * 2 * WIDTH,
     "prompt_tuning": 20 * WIDTH,
     "p_tuning": 20 * WIDTH + (WIDTH + 1) * 128 + 129 * 128 + 129 * WIDTH,
-} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "dylora"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
+} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "qlora", "dylora"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
 # In millions, as printed: Hu et al. 2022, table 2 (full, BitFit, LoRA); Kopiczko et al. 2023, table 2; Gao et al.
 # 2024, table 2; PEFT's documentation of prefix tuning on bert-base-cased, less the head's 1,538.
 PRINTED = {
@@ -491,6 +554,7 @@ def counted():
         OmegaConf.set_struct(adapter, False)
         for start in ("init_lora_weights", "eva_config", "corda_config", "loftq_config"):
             adapter.config.pop(start, None)
+        adapter.pop("quantise", None)
         # BOFT reads a value where it is made.
         with torch.device("cpu" if adapter.name == "boft" else "meta"):
             base = RobertaForSequenceClassification(shape).requires_grad_(False)
