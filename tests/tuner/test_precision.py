@@ -7,6 +7,7 @@ from peft import PeftModel, get_peft_model
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
+from condlora.tuner.methods import METHODS
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -133,6 +134,31 @@ def test_a_quantised_base_is_merged_with_rounding_and_restored_without(quantised
     assert layer.merged and not layer.weight.is_floating_point()
     model.unmerge_adapter()
     assert torch.equal(logits(model), apart)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "condlora"])
+def test_every_other_method_stands_on_a_quantised_base_too(quantised, method, bits, tmp_path):
+    """It trains, is merged with rounding and unmerged without, and saves and loads."""
+    options = {"bases": 5} if method == "nola" else {}
+    model = adapted("bert", base=quantised(bits), method=method, options=options, lora_alpha=32)
+    model.train()  # before any evaluation, after which bitsandbytes' 4 bits train no more on some CPUs
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "condlora_" in n}
+    model(input_ids=IDS, labels=torch.tensor([0, 1, 2])).loss.backward()
+    torch.optim.SGD(trained.values(), lr=0.1).step()
+    for name, parameter in trained.items():
+        assert parameter.dtype == torch.float32 and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+    apart = logits(model.eval())
+    with model.disable_adapter():
+        base = logits(model)
+    model.merge_adapter()
+    assert (logits(model) - apart).norm() < 0.7 * (apart - base).norm()
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), apart)
+    model.save_pretrained(tmp_path)  # by which bitsandbytes rounds the 4 bits' scales on such CPUs
+    loaded = PeftModel.from_pretrained(quantised(bits), tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), apart, rtol=1e-5, atol=1e-6)
 
 
 def test_a_base_quantised_otherwise_is_refused():

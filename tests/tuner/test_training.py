@@ -1,6 +1,7 @@
 """Training and its surroundings: gradients, checkpointing, compilation, several processes, copies."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ from peft import get_peft_model
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
+from condlora.tuner.methods import METHODS
 from tests.tuner.families import FAMILIES, IDS, adapted, logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,69 +199,87 @@ def test_biases_are_trained_where_that_is_asked_for(bias):
 
 
 WORKER = """
-import os, sys, torch, torch.distributed as dist
+import json, os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.tuner.families import IDS, adapted
+from tests.tuner.test_training import three_steps
 torch.set_num_threads(1)
-rank, path, checkpointing = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, path, checkpointing, cases = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 dist.init_process_group("gloo", init_method=f"file://{path}/meeting", rank=rank, world_size=2)
-model = adapted("bert")
-if checkpointing != "none":
-    model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
-    model.enable_input_require_grads()
-for module in model.modules():
-    if isinstance(module, torch.nn.Dropout):
-        module.p = 0.0
-model = DistributedDataParallel(model.train())
-optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 ids = torch.cat([IDS, IDS + 25]).reshape(2, 3, 8)[rank]
-for _ in range(3):
-    optimizer.zero_grad()
-    model(input_ids=ids).logits.square().mean().backward()
-    optimizer.step()
-if rank == 0:
-    torch.save({n: p for n, p in model.module.named_parameters() if p.requires_grad}, f"{path}/trained.pt")
+for method, options in cases.items():
+    if "seed" in options:  # as where each process draws its own: the first one's is to serve
+        options["seed"] += rank
+    model = adapted("bert", method=method, options=options)
+    if checkpointing != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+        model.enable_input_require_grads()
+    three_steps(DistributedDataParallel(model.train()), model, ids)
+    if rank == 0:
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        torch.save(trained, f"{path}/{method}.pt")
 dist.barrier()
 dist.destroy_process_group()
 os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
 """
 
 
-def two_processes(checkpointing, folder):
-    """Train on two gloo processes; what the first has at the end, and what it said."""
+def three_steps(model, adapted_model, ids):
+    """Train; `model` is the adapted one or what spreads it over processes."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for step in (1, 2, 3):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids[:, 0] % 3).loss.backward()
+        optimizer.step()
+        if adapted_model.peft_config["default"].method == "cond_adalora":
+            adapted_model.base_model.update_and_allocate(step)
+
+
+def two_processes(checkpointing, folder, cases):
+    """Train each method on two gloo processes; what the first has at the end of each, and what it said."""
     words = [sys.executable, "-c", WORKER]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [*words, str(rank), str(folder), checkpointing], env=environment, stderr=subprocess.PIPE
+            [*words, str(rank), str(folder), checkpointing, json.dumps(cases)],
+            env=environment,
+            stderr=subprocess.PIPE,
         )
         for rank in range(2)
     ]
     said = [worker.communicate(timeout=120)[1].decode() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said[0][-2000:]
-    return torch.load(folder / "trained.pt", weights_only=True), said[0]
+    trained = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in cases}
+    return trained, said[0]
 
 
 def test_two_processes_with_reentrant_checkpointing_are_warned(tmp_path):
     """DDP sees a shared map as ready when the first layer's segment is: the average misses the others."""
-    _, said = two_processes("reentrant", tmp_path)
+    _, said = two_processes("reentrant", tmp_path, {"condlora": {}})
     assert '{"use_reentrant": False}' in said
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "not reentrant"])
-def test_two_processes_train_as_one(checkpointing, tmp_path):
-    together, said = two_processes(checkpointing, tmp_path)
+EVERY_METHOD = {name: {} for name in METHODS} | {
+    "nola": {"bases": 5, "seed": 1},
+    "condlora_random": {"seed": 1},
+    "cond_adalora": {"target_r": 2, "total_step": 4, "tinit": 0, "tfinal": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "cases"), [("none", EVERY_METHOD), ("not reentrant", {"condlora": {}})]
+)
+def test_two_processes_train_as_one(checkpointing, cases, tmp_path):
+    together, said = two_processes(checkpointing, tmp_path, cases)
     assert "shared map" not in said
-    model = adapted("bert").train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    ids = torch.cat([IDS, IDS + 25])
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(input_ids=ids).logits.square().mean().backward()
-        optimizer.step()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(together[name], parameter.detach(), rtol=1e-4, atol=1e-6)
+    for method, options in cases.items():
+        model = adapted("bert", method=method, options=options).train()
+        three_steps(model, model, torch.cat([IDS, IDS + 25]))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(
+                    together[method][name], parameter.detach(), rtol=1e-4, atol=1e-6
+                )
