@@ -647,6 +647,17 @@ def test_a_schedule_that_cannot_be_is_one_sentence(options, message):
         pruning(1, **options)
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_importance_finite():
+    """fp16's scaler skips such steps, most of all the first ones."""
+    model = adapted("bert", method="cond_adalora", options=SCHEDULE)
+    for value in (float("inf"), float("nan"), 1.0):
+        for layer in layers_of(model).values():
+            layer.condlora_Lambda["default"].grad = torch.full((4, 1), value)
+        model.base_model.update_and_allocate(1)
+    for importance in model.base_model.rankallocator.exp_avg_unc.values():
+        assert importance.isfinite().all() and (importance > 0).all()
+
+
 def test_pruning_needs_the_gradients():
     model = adapted("bert", method="cond_adalora", options=SCHEDULE)
     with pytest.raises(AdapterError, match="before zero_grad"):
