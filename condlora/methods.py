@@ -265,11 +265,8 @@ def _schedule(model: PeftModel) -> dict:
     return vars(config) if isinstance(config, AdaLoraConfig) else config.options
 
 
-IMPORTANCE = (
-    "ipt",
-    "exp_avg_ipt",
-    "exp_avg_unc",
-)  # of RankAllocator, by parameter; ours lacks the first
+# Of RankAllocator, by parameter; ours lacks the first.
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def state(model: PeftModel) -> dict[str, torch.Tensor]:
