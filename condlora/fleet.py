@@ -34,6 +34,7 @@ from condlora.errors import Interrupted
 from condlora.progress import say
 from condlora.tuner.layer import Linear as CondLoraLinear
 from condlora.tuner.methods.base import Method
+from condlora.tuner.methods.cond_adalora import CondAdaLora
 
 ADAPTER = "default"
 LowRank = LoraLinear | CondLoraLinear
@@ -192,6 +193,7 @@ def is_plain(layer: LowRank) -> bool:
         type(layer) is CondLoraLinear
         and not layer.use_dora[ADAPTER]
         and not layer.method[ADAPTER].is_nested
+        and not isinstance(layer.method[ADAPTER], CondAdaLora)  # it adds to the loss
     )
 
 

@@ -37,7 +37,8 @@ PACKED = "packed_"  # before transformers' name of the attention within
 def pack(model: nn.Module) -> nn.Module:
     """Have a classifier, with an adapter or without, compute on real tokens; returns it.
 
-    It takes a padded batch as before, with `lengths`, a list of B int: the real tokens of each row. Logits and
+    It takes a padded batch as before, with `lengths`, a list of B int: the real tokens of each row; without them the
+    device is asked, which waits for it. Logits and
     gradients are the same but for rounding and the draws of dropout, as long as the head reads no padding (BERT's
     reads the first token, which on the left would be some: it finds zeros there).
 
@@ -131,7 +132,8 @@ class Put(torch.autograd.Function):
 
 def describe(_: nn.Module, inputs: tuple, settings: dict, *, is_rotary: bool):
     """Before the model: the places of its tokens."""
-    lengths, mask = settings.pop("lengths"), settings["attention_mask"]
+    mask = settings["attention_mask"]
+    lengths = settings.pop("lengths", None) or mask.sum(dim=1).tolist()
     members = settings.pop("members", 1)
     size = len(lengths) // members
     most = max(sum(lengths[first : first + size]) for first in range(0, len(lengths), size))
