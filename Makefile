@@ -48,7 +48,7 @@ test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
 .PHONY: benchmark
-benchmark: $(INSTALLED) ## time the analysis beside the stated measures
+benchmark: $(INSTALLED) ## time the analysis and a training step beside the stated measures
 	$(BIN)/python scripts/benchmark.py
 
 .PHONY: soak

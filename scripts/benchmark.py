@@ -1,6 +1,6 @@
 """Time what the project promises: `python scripts/benchmark.py`, see configs/benchmark.yaml.
 
-One row a figure, with its limit, machine and commit; timings are not tests, a busy machine misses limits.
+One row a figure, with its limit, machine and commit (`training` has a table of its own); timings are not tests, a busy machine misses limits.
 """
 
 import resource
@@ -15,6 +15,7 @@ import pandas as pd
 from benchmark_adapter import memory, step
 from benchmark_analysis import analysis, controls
 from benchmark_checkpoints import checkpoints
+from benchmark_training import training
 from omegaconf import DictConfig
 
 from condlora.cli import command
@@ -51,6 +52,14 @@ def spread(value: float | list[float]) -> dict[str, float]:
     return {"value": round(value[0], 4), "low": low, "high": high, "n": len(value) - 1}
 
 
+def figures(cfg: DictConfig, measure: str, found: dict) -> pd.DataFrame:
+    """One row a figure, beside its limit."""
+    return pd.DataFrame(
+        {"measure": measure, "figure": name, **spread(value), "limit": limit(cfg, measure, name)}
+        for name, value in found.items()
+    )
+
+
 def limit(cfg: DictConfig, measure: str, figure: str) -> float | None:
     """The goal for a figure, by its last word."""
     return next((v for key, v in cfg.limits[measure].items() if figure.endswith(key)), None)
@@ -62,14 +71,13 @@ def main(cfg: DictConfig) -> None:
     about = {"processor": where["processor"], "torch": where["versions"]["torch"]}
     about |= {"commit": where["commit"], "dirty": where["dirty"]}
     measures = {
-        f.__name__: f for f in (analysis, controls, step, memory, checkpoints, tests, embedded)
+        f.__name__: f
+        for f in (analysis, controls, step, memory, training, checkpoints, tests, embedded)
     }
     for name in cfg.measures:
-        rows = [
-            {"measure": name, "figure": figure, **spread(value), "limit": limit(cfg, name, figure)} | about
-            for figure, value in measures[name](cfg).items()
-        ]  # fmt: skip
-        table = pd.DataFrame(rows)
+        found = measures[name](cfg)
+        table = found if isinstance(found, pd.DataFrame) else figures(cfg, name, found)
+        table = table.assign(**about)
         path = Path(cfg.results) / "benchmark" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False)
