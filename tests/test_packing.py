@@ -1,16 +1,20 @@
 """Packed batches: layers see no padding, and nothing but speed changes."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers import BertForSequenceClassification as Classifier
 
 from condlora import CondLoraConfig, finetune
+from condlora.device import make_accelerator
 from condlora.errors import ConfigError
 from condlora.packing import FAMILIES, pack
 from condlora.records import run_folder
@@ -169,6 +173,21 @@ def test_nothing_waits_for_the_device(classifier, family):
     model = pack(classifier(family)).to("meta").train()
     inputs = {name: tensor.to("meta") for name, tensor in batch(12).items()}
     model(**inputs, lengths=LENGTHS).loss.backward()
+
+
+def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch):
+    """As above, from the batch to the optimizer's step; the loss is read later."""
+    (cfg,) = tiny_cells("task=rte", "protocol.precision=no", "runtime.padding=packed")
+    accelerator = make_accelerator(cfg)
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    model = pack(adapted(classifier("bert"), LoraConfig, "bert"))
+    data = SimpleNamespace(task=SimpleNamespace(is_regression=False))
+    training, _ = finetune.prepare_training(cfg, model, [], 6, accelerator)
+    assert next(training.model.parameters()).device.type == "meta"
+    inputs = send_to_device(batch(12) | {"lengths": LENGTHS}, "meta")
+    for _ in range(2):
+        finetune.take_step(training, inputs, data, accelerator, cfg.protocol)
+    assert training.progress.loss_sum.device.type == "meta"
 
 
 def losses(cell):
