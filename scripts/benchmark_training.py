@@ -32,8 +32,9 @@ from condlora.backbone import Backbone, load_backbone
 from condlora.cli import CONFIGS
 from condlora.device import choose_attention, make_accelerator
 from condlora.environment import PeakMemory
+from condlora.errors import ConfigError
 from condlora.evaluation import collator
-from condlora.finetune import initialise, prepare_training, streams, take_step
+from condlora.finetune import initialise, num_labels, prepare_training, streams, take_step
 from condlora.glue.batches import Encoded, ShuffledEachEpoch, encode, training_batches
 from condlora.glue.prepare import Data
 from condlora.glue.sources import load_text
@@ -121,7 +122,7 @@ def turn(
     cfg.protocol.batch_size = size
     accelerator = make_accelerator(cfg)
     memory = PeakMemory(accelerator.device)
-    backbone = load_backbone(cfg.backbone, num_labels=2)
+    backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
     data = data_of(cfg, backbone, sample(wanted, task, (wanted.steps + 1) * size))
     clock = Clock(accelerator.device, wanted.steps)
     run = with_trainer if is_trainer else with_our_loop
@@ -260,12 +261,21 @@ def sample(wanted: DictConfig, task: str, size: int) -> np.ndarray:
 
 
 @functools.lru_cache
-def token_counts(glue: str, tokenizer: str, task: str) -> tuple[int, ...]:
-    """Tokens of each training example in a GLUE download folder, by a folder's tokenizer.json."""
+def token_counts(glue: str, tokenizer: str | None, task: str) -> tuple[int, ...]:
+    """Tokens of each training example in a GLUE download folder, by a folder's tokenizer.json.
+
+    Raises:
+        ConfigError: that is not there.
+    """
+    path = Path(tokenizer or "", "tokenizer.json")
+    if not path.is_file():
+        raise ConfigError(
+            f"training.tokenizer={tokenizer} holds no tokenizer.json: set it to a folder that does."
+        )
     cfg = OmegaConf.load(CONFIGS / "task" / f"{task}.yaml")
     described = task_from_config(cfg)
     text = load_text(OmegaConf.create({"source": "directory", "root": glue}), described)["train"]
-    reader = PreTrainedTokenizerFast(tokenizer_file=str(Path(tokenizer, "tokenizer.json")))
+    reader = PreTrainedTokenizerFast(tokenizer_file=str(path))
     return tuple(
         len(row["input_ids"]) for row in encode(text, described, reader, max_length=512).rows
     )
@@ -277,7 +287,7 @@ def token_counts(glue: str, tokenizer: str, task: str) -> tuple[int, ...]:
 def flops_per_token(wanted: DictConfig, model: str, task: str, length: int) -> float:
     """Of the linear layers, with LoRA, in a step on examples of that length."""
     cfg = cell(wanted, model, task, "lora", "longest")
-    backbone = load_backbone(cfg.backbone, num_labels=2)
+    backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
     data = data_of(cfg, backbone, np.array([length] * 2))
     classifier = initialise(cfg, backbone, streams(SEED, task), data).train()
     batch = collator(cfg, data)([data.train[0], data.train[1]])

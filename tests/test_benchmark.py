@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
+from condlora.errors import ConfigError
 from tests.tasks import ROOT
 
 TINY = {
@@ -30,7 +31,7 @@ def wanted():
     """The shipped settings, for a toy model."""
     cfg = OmegaConf.load(ROOT / "configs/benchmark.yaml").training
     changes = {
-        "shapes": {"tiny": TINY}, "models": ["tiny"], "batch": 4, "batch_at_512": 2, "max_length": 32, "turns": 1,
+        "shapes": {"tiny": TINY}, "models": ["tiny"], "tasks": ["stsb"], "batch": 4, "batch_at_512": 2, "max_length": 32, "turns": 1,
         "precision": "no", "matrix": {"cpu": 16},
     }  # fmt: skip
     return OmegaConf.merge(cfg, changes)
@@ -58,6 +59,9 @@ def test_lengths_are_those_of_the_text_where_it_is_given(benchmark, wanted, tmp_
         (tmp_path / f"SST-2/{name}.tsv").write_text(text)
     wanted.glue = wanted.tokenizer = str(tmp_path)
     assert benchmark.sample(wanted, "sst2", 5).tolist() == [4, 7, 7, 7, 10]
+    wanted.tokenizer = None
+    with pytest.raises(ConfigError, match="holds no tokenizer.json: set it"):
+        benchmark.sample(wanted, "sst2", 5)
 
 
 def test_operations_of_linear_layers_are_those_that_torch_counts(benchmark, wanted):
