@@ -62,7 +62,7 @@ def predict(
 def inputs_of(batch: dict, accelerator: Accelerator) -> dict:
     """What the model takes of a batch, on the run's device."""
     inputs = {name: values for name, values in batch.items() if name != "labels"}
-    return send_to_device(inputs, accelerator.device)
+    return send_to_device(inputs, accelerator.device, non_blocking=True)
 
 
 def collator(cfg: DictConfig, data: Data) -> Callable:

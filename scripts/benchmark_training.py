@@ -328,7 +328,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
 def projected_hours(table: pd.DataFrame, profiles: list[str]) -> pd.DataFrame:
     """Hours of training that the profiles' grids would take here, their runs one after the other, by variant.
 
-    Of profiles whose backbone was measured. All steps are made, none is evaluated. Tasks that were not measured are
+    Of runs whose backbone and method were measured. All steps are made, none is evaluated. Tasks that were not measured are
     taken to be as fast as the harmonic mean of those that were.
     """
     rates = table.pivot_table(
@@ -340,13 +340,19 @@ def projected_hours(table: pd.DataFrame, profiles: list[str]) -> pd.DataFrame:
         if common.backbone.name not in set(table["model"]):
             continue
         seeds = len(common.hydra.sweeper.params.seed.split(","))
-        cells = compose_cells((f"profile={profile}", "seed=0"))  # a seed takes as long as another
+        cells = [
+            cfg
+            for cfg in compose_cells(
+                (f"profile={profile}", "seed=0")
+            )  # one takes as long as another
+            if (cfg.backbone.name, cfg.adapter.name) in rates.index
+        ]
         row = {"profile": profile, "runs": len(cells) * seeds}
         for variant in ("longest", "packed"):
             hours = 0.0
             for cfg in cells:
                 found = rates.loc[(cfg.backbone.name, cfg.adapter.name), variant]
-                rate = found.get(cfg.task.name, statistics.harmonic_mean(found))
+                rate = found.get(cfg.task.name, statistics.harmonic_mean(list(found)))
                 hours += seeds * trained_examples(cfg) / rate / 3600
             row[f"hours_{variant}"] = round(hours, 2)
         rows.append(row)

@@ -108,3 +108,8 @@ def test_profiles_hours_are_their_examples_over_the_rate(benchmark):
     assert hours.loc["minilm_glue", "runs"] == 30
     assert math.isclose(hours.loc["minilm_glue", "hours_longest"], seconds / 3600, abs_tol=0.01)
     assert math.isclose(hours.loc["minilm_glue", "hours_packed"], seconds / 7200, abs_tol=0.01)
+    measured = table[(table["task"] == "mrpc") & (table["method"] == "lora")]
+    (fewer,) = benchmark.projected_hours(measured, ["minilm_glue"]).to_dict("records")
+    seconds = 16 * (320 + 200 + 100) / 10 * 5
+    assert fewer["runs"] == 15
+    assert math.isclose(fewer["hours_longest"], seconds / 3600, abs_tol=0.01)
