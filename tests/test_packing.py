@@ -20,6 +20,8 @@ from condlora.packing import FAMILIES, pack
 from condlora.records import run_folder
 from tests.test_families import FAMILIES as CELLS
 
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+
 PAD = 1
 LENGTHS = [5, 12, 9, 2, 7, 12]
 SIZES = {
