@@ -133,7 +133,7 @@ class Put(torch.autograd.Function):
 def describe(_: nn.Module, inputs: tuple, settings: dict, *, is_rotary: bool):
     """Before the model: the places of its tokens."""
     mask = settings["attention_mask"]
-    lengths = settings.pop("lengths", None) or mask.sum(dim=1).tolist()
+    lengths = settings.pop("lengths", None) or mask.sum(dim=1).int().tolist()
     members = settings.pop("members", 1)
     size = len(lengths) // members
     most = max(sum(lengths[first : first + size]) for first in range(0, len(lengths), size))
