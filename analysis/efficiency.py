@@ -72,7 +72,7 @@ def _number(value: float | None) -> float:
 
 def conditions(environment: dict) -> str:
     """What a speed depends on besides the method."""
-    keys = ("device", "threads", "precision", "attention")
+    keys = ("device", "threads", "processes", "precision", "attention")
     return ", ".join(f"{key} {environment.get(key)}" for key in keys)
 
 

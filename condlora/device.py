@@ -7,13 +7,15 @@ import os
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 from omegaconf import DictConfig
 
 from condlora.backbone import Backbone
 from condlora.environment import device_name, environment, has_bf16
 from condlora.errors import ConfigError, DeviceError, first_line
+from condlora.progress import is_worker
 from condlora.records import run_folder
+from condlora.spread import processes
 
 
 def make_accelerator(cfg: DictConfig) -> Accelerator:
@@ -21,7 +23,7 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
 
     Raises:
         DeviceError: the device is not there, or lacks the precision.
-        ConfigError: a tracker is not installed, or several processes were started.
+        ConfigError: a tracker is not installed, or several processes were started for a grid's workers or fp16.
     """
     device = find_device(cfg.runtime.device)
     precision = cfg.protocol.precision
@@ -41,8 +43,6 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
             mixed_precision=precision,
             log_with=trackers or None,
             project_config=ProjectConfiguration(logging_dir=logging_dir),
-            # A step is not to wait for the one before it when its batch goes to the device.
-            dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
     except (ValueError, ImportError) as error:
         if precision in str(error):
@@ -54,10 +54,10 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
         raise ConfigError(
             f"runtime.trackers={trackers}: one is not installed: pip install '.[trackers]' or leave it out."
         )
-    if accelerator.num_processes > 1:
+    if accelerator.num_processes > 1 and (is_worker() or accelerator.mixed_precision == "fp16"):
         raise ConfigError(
-            "A run is one process: start it with python and spread a grid with hydra/launcher=..., not with "
-            "accelerate launch."
+            "accelerate launch spreads one run after the other, and not in fp16: set hydra/launcher=basic and "
+            "protocol.precision=bf16, or start a grid with python."
         )
     return accelerator
 
@@ -88,7 +88,12 @@ FLEET_ON_GPU = 16  # runs; a step of one leaves a large GPU idle
 
 
 def fleet_size(cfg: DictConfig) -> int:
-    """How many runs are trained together: `runtime.fleet`, or for "auto" one on a CPU, which it leaves no faster."""
+    """How many runs are trained together: `runtime.fleet`, or for "auto" one on a CPU, which it leaves no faster.
+
+    One where several processes share a run.
+    """
+    if processes() > 1:
+        return 1
     if cfg.runtime.fleet != "auto":
         return cfg.runtime.fleet
     return 1 if find_device(cfg.runtime.device).type == "cpu" else FLEET_ON_GPU
@@ -99,6 +104,7 @@ def described_environment(accelerator: Accelerator) -> dict:
     return environment() | {
         "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

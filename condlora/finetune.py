@@ -27,12 +27,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
-from condlora import methods
+from condlora import methods, spread
 from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.checkpoints import Checkpoints, Interruption, Progress, Training, tidy
 from condlora.device import choose_attention, described_environment, make_accelerator
@@ -112,6 +113,9 @@ def run_steps(cfg: DictConfig, interruption: Interruption, fleet: int = 1) -> St
     folder, digest = run_folder(cfg), recipe_hash(recipe(cfg))
     check_settings(cfg)
     finished = finished_record(folder, digest)
+    if finished is None and spread.rank() > 0:
+        with spread.beside_the_first(cfg, digest) as own, Claim(run_folder(own)) as claim:
+            return (yield from fine_tune(own, claim, interruption, fleet))
     if finished is None:
         with Claim(folder) as claim:
             # Again, as another may have finished it just before.
@@ -178,6 +182,7 @@ def fine_tune(cfg: DictConfig, claim: Claim, interruption: Interruption, fleet: 
     claim.check()
     record = write_record(folder, record)
     tidy(folder)
+    accelerator.wait_for_everyone()  # the other processes are done when the first has written this
     say(
         f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}: test {cfg.task.headline} "
         f"{record['test'][cfg.task.headline]:.3f}, {record['total_seconds']:.0f} s"
@@ -277,6 +282,8 @@ def train(
     progress = training.progress
     torch.manual_seed(seeds["dropout"])
     checkpoints.restore(training)
+    if spread.processes() > 1:  # or all would draw the same, each for its own rows
+        torch.manual_seed(seeds["dropout"] + spread.rank() + spread.processes() * progress.step)
     bar.expect(total_steps, progress.step)
     started = time.perf_counter()
     while progress.step < total_steps and not progress.stopped_early:
@@ -287,6 +294,7 @@ def train(
             take_step(training, len(batch["labels"]), loss, accelerator, protocol)
             bar.step()
             is_evaluated = progress.step % evaluate_every == 0
+            interruption.asked = spread.asked_of_any(interruption.asked, accelerator.device)
             pauses = is_evaluated or interruption.asked or checkpoints.is_due(progress.step)
             if pauses or progress.step % CHECK_LOSS_EVERY == 0:
                 bar.show(loss=finite_loss(progress, protocol))
@@ -335,7 +343,17 @@ def prepare_training(
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
     )
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    # Every process takes its rows itself and sums the gradients, see `condlora.spread`.
+    model = accelerator.prepare_model(model, evaluation_mode=spread.processes() > 1)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    batches = prepare_data_loader(
+        batches,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        non_blocking=True,
+    )
     if cfg.runtime.trackers:
         accelerator.init_trackers("condlora", config={"recipe": str(recipe(cfg))})
     return Training(model, optimizer, schedule, accelerator.scaler, Progress()), batches
@@ -395,14 +413,18 @@ def gradients(request: Request) -> torch.Tensor:
 
 
 def add_gradients(training: Training, batch: dict, accelerator: Accelerator) -> torch.Tensor:
-    """Add the gradients of the batch's mean loss, part by part; returns the loss, detached, float32."""
+    """Add the gradients of the batch's mean loss, part by part; returns the loss, detached, float32.
+
+    Of several processes each adds those of its rows, and all get the sums.
+    """
     size, loss = len(batch["labels"]), torch.zeros((), device=accelerator.device)
-    for rows in torch.arange(size).chunk(training.progress.parts_per_batch):
+    own = spread.own_rows(size)
+    for rows in own.chunk(training.progress.parts_per_batch) if len(own) else ():
         part = {name: values[rows[0] : rows[-1] + 1] for name, values in batch.items()}
         share = training.model(**part).loss * (len(rows) / size)
         accelerator.backward(share)
         loss += share.detach()
-    return loss
+    return spread.sum_over_processes(training.trainable.values(), loss)
 
 
 def finite_loss(progress: Progress, protocol: DictConfig) -> float:

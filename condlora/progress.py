@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import threading
 
@@ -21,8 +22,15 @@ def is_worker() -> bool:
     return multiprocessing.parent_process() is not None
 
 
+def is_first() -> bool:
+    """Whether this is the process, of those that `accelerate launch` started for one run, that says what happens."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
-    """Print a line without tearing a bar."""
+    """Print a line without tearing a bar; one of several processes of a run does."""
+    if not is_first():
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
@@ -35,7 +43,7 @@ class RunBar:
             desc=f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}",
             unit="step",
             leave=False,
-            disable=is_worker() or not bars_wanted(cfg.runtime.progress),
+            disable=is_worker() or not is_first() or not bars_wanted(cfg.runtime.progress),
         )
         self.shown: dict[str, str] = {}
 

@@ -599,6 +599,15 @@ def test_the_documentation_has_every_method_and_its_count(counted):
             assert ids[0] == ids[1], method
 
 
+def test_the_readme_has_every_method_and_its_count(counted):
+    section = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("## Methods")[1].split("\n## ")[0]
+    )
+    rows = "".join(line for line in section.splitlines() if line.startswith("| "))
+    shown = dict(re.findall(r"`(\w+)` ([\d,]+)", rows))
+    assert shown == {method: f"{counted[method]:,}" for method in METHODS}
+
+
 def test_every_file_says_its_paper_and_its_rate():
     for method in set(METHODS) - {"lora", "condlora"}:
         text = (ROOT / "configs" / "adapter" / f"{method}.yaml").read_text(encoding="utf-8")
