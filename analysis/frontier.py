@@ -34,6 +34,7 @@ BESIDE = (
     "condlora",
 )  # whose scores the others' are compared with: the paper's two methods
 NAMES_IN_A_COLUMN = 28
+SIDE_BY_SIDE = 1.22  # ratio of the places of two methods with equally many parameters
 
 
 def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[str]]:
@@ -165,8 +166,13 @@ def _compared(row) -> list[str]:
 
 
 def draw(found: pd.DataFrame, folder: Path) -> Path:
-    """Score against each of AXES; a number a method, its interval over seeds, the frontier as a step line."""
-    drawn = [column for column in AXES if found[column].notna().any()]
+    """Score against each of AXES; a number a method, its interval over seeds, the frontier as a step line.
+
+    A method without parameters (the head alone) that scores below all others is named with its score and not drawn, as
+    the others would be one spot.
+    """
+    shown = found[(found.parameters > 0) | (found.score >= _lowest(found))]
+    drawn = [column for column in AXES if shown[column].notna().any()]
     ratios = [*(3 for _ in drawn), 1.2 * -(-len(found) // NAMES_IN_A_COLUMN)]
     fig, axes = plt.subplots(
         1, len(ratios), figsize=(sum(ratios), 3.8), width_ratios=ratios, layout="constrained"
@@ -174,34 +180,52 @@ def draw(found: pd.DataFrame, folder: Path) -> Path:
     for ax, column in zip(axes, drawn, strict=False):
         ax.sharey(axes[0])
         ax.set_xlabel(AXES[column])
-        _scatter(found, column, ax)
+        _scatter(shown, column, ax)
     axes[0].set_ylabel("score, points")
-    front = found[found.on_frontier].sort_values("parameters")
+    front = shown[shown.on_frontier].sort_values("parameters")
     axes[0].step(front.parameters, front.score, where="post", color="0.5", linewidth=0.9, zorder=1)
-    least = found.parameters[found.parameters > 0].min()
-    axes[0].set_xscale("symlog", linthresh=least, linscale=0.3)  # head only has none
-    axes[0].set_xlim(left=0 if (found.parameters == 0).any() else 0.6 * least)
-    _name(found, axes[-1])
+    least = shown.parameters[shown.parameters > 0].min()
+    if (shown.parameters == 0).any():
+        axes[0].set_xscale("symlog", linthresh=least, linscale=0.3)
+        axes[0].set_xlim(left=0)
+    else:
+        axes[0].set_xscale("log")
+        axes[0].set_xlim(left=0.6 * least)
+    _name(found, set(found.index) - set(shown.index), axes[-1])
     return save(fig, folder / "frontier", found)[0]
 
 
-def _scatter(found: pd.DataFrame, column: str, ax: Axes) -> None:
-    for n, row in enumerate(found.itertuples(), start=1):
+def _lowest(found: pd.DataFrame) -> float:
+    """The lowest score or end of an interval of the methods that have parameters."""
+    own = found[found.parameters > 0]
+    return own[["score", "low"]].min(axis=None) if len(own) else -np.inf
+
+
+def _scatter(shown: pd.DataFrame, column: str, ax: Axes) -> None:
+    for number, row in zip(shown.index + 1, shown.itertuples(), strict=True):
         x, colour = getattr(row, column), _colour(row.method)
         if np.isnan(x):
             continue
+        if column == "parameters":  # those with equally many stand side by side
+            alike = list(shown.index[shown.parameters == x])
+            x *= SIDE_BY_SIDE ** (alike.index(row.Index) - (len(alike) - 1) / 2)
         ax.plot([x, x], [row.low, row.high], color=colour, linewidth=0.6, alpha=0.6)
         ax.plot(
             [x], [row.score], "o", markersize=9, markeredgecolor=colour, markerfacecolor="white"
         )
-        ax.annotate(str(n), (x, row.score), fontsize=5.5, color=colour, ha="center", va="center")
+        ax.annotate(
+            str(number), (x, row.score), fontsize=5.5, color=colour, ha="center", va="center"
+        )
     ax.grid(axis="y", color="0.92", linewidth=0.6)
 
 
-def _name(found: pd.DataFrame, ax: Axes) -> None:
-    """The methods' names beside the panels, by number."""
+def _name(found: pd.DataFrame, below: set[int], ax: Axes) -> None:
+    """The methods' names beside the panels, by number; of those below the panels the score."""
     ax.set_axis_off()
-    names = [f"{n} {label(method)}" for n, method in enumerate(found.method, start=1)]
+    names = [
+        f"{row.Index + 1} {label(row.method)}" + f" ({row.score:.1f}, below)" * (row.Index in below)
+        for row in found.itertuples()
+    ]
     columns = [names[k : k + NAMES_IN_A_COLUMN] for k in range(0, len(names), NAMES_IN_A_COLUMN)]
     for k, column in enumerate(columns):
         ax.text(
@@ -223,7 +247,7 @@ def section(cells: list[Cell], confidence: float, folder: Path) -> Section:
         return Section("The frontier: score against cost", [], [], [])
     best = ", ".join(label(method) for method in found.method[found.on_frontier])
     alt = f"Score against trainable parameters, training time and memory for {len(found)} methods. On the frontier: {best}."
-    caption = "Each number is a method of the table; lines are intervals over seeds, the step line is the frontier."
+    caption = "Each number is a method of the table; lines are intervals over seeds, the step line is the frontier; methods with equally many parameters stand side by side."
     picture = Picture(draw(found, folder), alt, caption)
     return Section("The frontier: score against cost", notes, [picture, table(found, [])], [])
 
