@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help
 help: ## list the targets
-	@echo 'PROFILE=embedded (no GPU, no hub: minutes), minilm_glue (with GLUE_DATA=folder), single_gpu, or paper (default)'
+	@echo 'PROFILE=embedded or kinship (no GPU, no hub: minutes), minilm_glue (with GLUE_DATA=folder), single_gpu, or paper (default)'
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: install

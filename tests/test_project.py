@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -171,8 +172,29 @@ def test_the_example_runs_to_its_end():
     assert ended.stdout.count("exported, without condlora: logits differ by at most") == 2
 
 
+def tables_of(section):
+    """The rows of each table in a section of the README."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\|.*\|$", text, re.MULTILINE)
+
+
 def test_readme_table_is_the_committed_one():
-    rows = re.findall(r"^\|.*\|$", README, re.MULTILINE)
+    rows = tables_of("Run it")
     table = (ROOT / "results" / "embedded" / "tables" / "table2.md").read_text()
     assert len(rows) == 5
     assert all(row in table for row in rows)
+
+
+def test_readme_controls_are_those_of_the_committed_frontier():
+    found = pd.read_csv(ROOT / "results/kinship/tables/frontier.csv").set_index("method")
+    order = ("condlora_random", "condlora_spectrum", "share_lora_ab", "condlora_other_layer")
+    order += ("condlora_frozen_a", "vera", "tied_lora", "lora")
+    shown = [
+        [c.strip() for c in row.split("|")[2:4]] for row in tables_of("What the controls show")
+    ]
+    less = ["less_condlora", "less_condlora_low", "less_condlora_high"]
+    for (parameters, numbers), method in zip(shown[2:], order, strict=True):
+        assert parameters == f"{found.parameters[method]:,.0f}"
+        ends = [float(n) for n in re.findall(r"-?[\d.]+", numbers.replace("−", "-"))]
+        assert ends == pytest.approx(found.loc[method, less].tolist(), abs=0.0501)
+    assert f"CondLoRA's {found.score['condlora']:.1f} ± {found.sd['condlora']:.1f}" in README
