@@ -1,4 +1,4 @@
-"""What a training step costs: transformers' Trainer as most use it, and this project's loop with each padding.
+"""What a training step costs: transformers' Trainer as most use it, this project's loop with each padding, and fleets.
 
 Measured by `python scripts/benchmark.py 'measures=[training]'`; models with random weights, texts of GLUE's lengths.
 """
@@ -34,7 +34,16 @@ from condlora.device import choose_attention, make_accelerator
 from condlora.environment import PeakMemory
 from condlora.errors import ConfigError
 from condlora.evaluation import collator
-from condlora.finetune import initialise, num_labels, prepare_training, streams, take_step
+from condlora.finetune import (
+    gradients,
+    initialise,
+    num_labels,
+    prepare_training,
+    streams,
+    take_step,
+    with_targets,
+)
+from condlora.fleet import Fleet, Request
 from condlora.glue.batches import Encoded, ShuffledEachEpoch, encode, training_batches
 from condlora.glue.prepare import Data
 from condlora.glue.sources import load_text
@@ -50,7 +59,8 @@ SEED = 0
 def training(cfg: DictConfig) -> pd.DataFrame:
     """Examples and tokens a second of a training step, one row a model, task, method and variant.
 
-    Variants take turns, and a turn begins anew: model, optimizer, loop. Its first step warms up, `steps` more are
+    fleet_4 is four runs, of as many seeds, packed and trained together; its rates are of all four. Variants take turns,
+    and a turn begins anew: model, optimizer, loop. Its first step warms up, `steps` more are
     timed, batches being made in that time. Rates are medians over turns, and so are their ratios over the Trainer's
     with LoRA in the same turn.
     tokens_per_second: real ones. of_matrix_rate: what the linear layers must do for them, forward and gradients, over
@@ -61,7 +71,8 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     rows = []
     for model in wanted.models:
         for task in wanted.tasks:
-            contests = [(method, variant) for method in wanted.methods for variant in OURS]
+            ours = [*OURS, *(f"fleet_{size}" for size in wanted.fleets)]
+            contests = [(method, variant) for method in wanted.methods for variant in ours]
             contests = [("lora", variant) for variant in TRAINERS] + contests
             turns = [
                 {contest: turn(wanted, model, task, *contest) for contest in contests}
@@ -116,8 +127,9 @@ def turn(
     wanted: DictConfig, model: str, task: str, method: str, variant: str
 ) -> tuple[float, float | None]:
     """Examples a second and peak memory in MiB of some steps, everything begun anew."""
-    is_trainer = variant in TRAINERS
-    cfg = cell(wanted, model, task, method, "longest" if is_trainer else variant)
+    is_trainer, members = variant in TRAINERS, fleet_size(variant)
+    padding = "packed" if members > 1 else "longest" if is_trainer else variant
+    cfg = cell(wanted, model, task, method, padding)
     size = batch_size(wanted, variant)
     cfg.protocol.batch_size = size
     accelerator = make_accelerator(cfg)
@@ -127,21 +139,32 @@ def turn(
     clock = Clock(accelerator.device, wanted.steps)
     run = with_trainer if is_trainer else with_our_loop
     run(cfg, backbone, data, accelerator, clock, variant)
-    return wanted.steps * size / clock.seconds, memory.mib()
+    return members * wanted.steps * size / clock.seconds, memory.mib()
+
+
+def fleet_size(variant: str) -> int:
+    return int(variant.removeprefix("fleet_")) if variant.startswith("fleet_") else 1
 
 
 def with_our_loop(
-    cfg: DictConfig, backbone: Backbone, data: Data, accelerator: Accelerator, clock: Clock, _: str
-) -> None:
+    cfg: DictConfig, backbone: Backbone, data: Data, accelerator: Accelerator, clock: Clock, variant: str
+) -> None:  # fmt: skip
     choose_attention(cfg, backbone, accelerator)
-    seeds = streams(SEED, cfg.task.name)
-    model = initialise(cfg, backbone, seeds, data)
-    batches = training_batches(
-        data.train, collator(cfg, data), batch_size=cfg.protocol.batch_size, seed=SEED
-    )
-    training, batches = prepare_training(cfg, model, batches, clock.steps + 1, accelerator)
-    for batch in islice(batches, clock.steps + 1):
-        take_step(training, batch, data, accelerator, cfg.protocol)
+    members = []
+    for seed in range(fleet_size(variant)):
+        model = initialise(cfg, backbone, streams(seed, cfg.task.name), data)
+        batches = training_batches(
+            data.train, collator(cfg, data), batch_size=cfg.protocol.batch_size, seed=seed
+        )
+        members.append(prepare_training(cfg, model, batches, clock.steps + 1, accelerator))
+    fleet, trainings = Fleet(gradients), [training for training, _ in members]
+    for batches in islice(zip(*(batches for _, batches in members), strict=True), clock.steps + 1):
+        asked = {
+            i: Request(trainings[i], with_targets(batch, data), accelerator)
+            for i, batch in enumerate(batches)
+        }
+        for i, loss in fleet.answers(asked):
+            take_step(trainings[i], len(batches[i]["labels"]), loss, accelerator, cfg.protocol)
         clock.tick()
     accelerator.free_memory()
 
