@@ -108,7 +108,7 @@ def test_a_run_trains_resumes_to_the_same_bits_and_gives_its_factors(cell, famil
             torch.testing.assert_close(f.W[layer] + change, weight, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", set(FAMILIES) - set(SQUARE))
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(SQUARE)))
 def test_codes_form_on_weights_that_are_not_square_is_refused_with_what_to_set(cell, family):
     cfg = cell(family, "condlora", "runs", "adapter.config.form=code")
     with pytest.raises(AdapterError, match='square weights only: set form="consistent"'):
