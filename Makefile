@@ -45,7 +45,7 @@ list: $(INSTALLED) ## the runs of a PROFILE: done, stale, failed or missing, and
 
 .PHONY: test
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 .PHONY: benchmark
 benchmark: $(INSTALLED) ## time the analysis and a training step beside the stated measures

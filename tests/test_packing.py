@@ -1,7 +1,6 @@
 """Packed batches: layers see no padding, and nothing but speed changes."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from peft import LoraConfig, get_peft_model
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers import BertForSequenceClassification as Classifier
 
-from condlora import CondLoraConfig, finetune
+from condlora import CondLoraConfig, finetune, fleet
 from condlora.device import make_accelerator
 from condlora.errors import ConfigError
 from condlora.packing import FAMILIES, pack
@@ -177,19 +177,28 @@ def test_nothing_waits_for_the_device(classifier, family):
     model(**inputs, lengths=LENGTHS).loss.backward()
 
 
-def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch):
-    """As above, from the batch to the optimizer's step; the loss is read later."""
+@pytest.mark.parametrize("methods", [[LoraConfig], [LoraConfig, CondLoraConfig, CondLoraConfig]])
+def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, methods):
+    """As above, from the batch to the optimizer's step, of one run and of a fleet; the loss is read later."""
     (cfg,) = tiny_cells("task=rte", "protocol.precision=no", "runtime.padding=packed")
     accelerator = make_accelerator(cfg)
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
-    model = pack(adapted(classifier("bert"), LoraConfig, "bert"))
-    data = SimpleNamespace(task=SimpleNamespace(is_regression=False))
-    training, _ = finetune.prepare_training(cfg, model, [], 6, accelerator)
-    assert next(training.model.parameters()).device.type == "meta"
+    monkeypatch.setattr(
+        fleet, "share_frozen", lambda *_: True
+    )  # once, as a fleet begins, it compares
+    models = [pack(adapted(classifier("bert"), method, "bert")) for method in methods]
+    trainings = [
+        finetune.prepare_training(cfg, model, DataLoader([]), 6, accelerator)[0] for model in models
+    ]
+    assert next(trainings[0].model.parameters()).device.type == "meta"
     inputs = send_to_device(batch(12) | {"lengths": LENGTHS}, "meta")
+    asked = {i: fleet.Request(t, dict(inputs), accelerator) for i, t in enumerate(trainings)}
+    together = fleet.Fleet(finetune.gradients)
     for _ in range(2):
-        finetune.take_step(training, inputs, data, accelerator, cfg.protocol)
-    assert training.progress.loss_sum.device.type == "meta"
+        for i, loss in together.answers(asked):
+            finetune.take_step(trainings[i], len(LENGTHS), loss, accelerator, cfg.protocol)
+    assert len(set(together.groups.values())) == 1
+    assert all(t.progress.loss_sum.device.type == "meta" for t in trainings)
 
 
 def losses(cell):
