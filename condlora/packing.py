@@ -3,8 +3,8 @@
 A batch stays padded, (B, L), for embeddings, poolers, heads and losses. In front of the first transformer layer its real
 tokens are taken out of the hidden states, (B, L, h) -> (1, T, h), and behind the last they are put back; the layers
 between, with an adapter's products in them, see no padding. Attention alone is between the tokens of one example: there
-queries, keys and values are put back into (B, heads, L, d), and the model's own mask does what it does without packing,
-be it causal or a window.
+queries, keys and values of examples about as long as each other are put into (n, heads, l, d), l being the longest of
+these n (`Group`), and the model's own mask, of their places, does what it does without packing, be it causal or a window.
 
 With `members=M` beside the inputs, as many equal groups of rows (the runs of a fleet), each group has its tokens to
 itself: (M, T, h), T being the most real tokens of a group; the others end in some of their padding, to which no real
@@ -82,11 +82,35 @@ def refusal(reason: str) -> ConfigError:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Examples whose attention is computed together. rows: (n,) of the batch, int64; columns: (n, l), where each one's
+    tokens are in its row, in order, and after the last some of its padding.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    def own(self, mask: torch.Tensor) -> torch.Tensor:
+        """(B, heads or 1, L, L) -> (n, heads or 1, l, l)."""
+        of_rows = mask.index_select(0, self.rows)
+        of_queries = of_rows.take_along_dim(self.columns[:, None, :, None], 2)
+        return of_queries.take_along_dim(self.columns[:, None, None, :], 3)
+
+
+@dataclass(frozen=True)
 class Places:
-    """Where a batch's tokens are among its B * L places. index: (M, T) int64; shape: (B, L)."""
+    """Where a batch's tokens are.
+
+    index: (M, T) int64, among its B * L places; shape: (B, L); groups: for attention; slots: (M * T,) int64, among
+    the places of all groups, one group after the other, and behind them as many more as T is more than a member's own
+    tokens; size: of all slots there are.
+    """
 
     index: torch.Tensor
     shape: tuple[int, int]
+    groups: list[Group]
+    slots: torch.Tensor
+    size: int
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, ...) -> (M, T, ...)."""
@@ -98,6 +122,23 @@ class Places:
         batch, length = self.shape
         rows = Put.apply(x.flatten(0, 1), self.index.flatten(), batch * length)
         return rows.unflatten(0, self.shape)
+
+    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(M, T, ...) -> of each group (n, l, ...), zeros where it has padding; then what is in none, (k, ...)."""
+        sizes = [group.columns.numel() for group in self.groups]
+        rows = Put.apply(x.flatten(0, 1), self.slots, self.size)
+        *parts, rest = rows.split([*sizes, self.size - sum(sizes)])
+        shaped = [
+            part.unflatten(0, group.columns.shape)
+            for part, group in zip(parts, self.groups, strict=True)
+        ]
+        return [*shaped, rest]
+
+    def unite(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """The other way: (n, l, ...) of each group and (k, ...) of none -> (M, T, ...)."""
+        *shaped, rest = parts
+        rows = torch.cat([*(part.flatten(0, 1) for part in shaped), rest])
+        return Take.apply(rows, self.slots).unflatten(0, self.index.shape)
 
 
 class Take(torch.autograd.Function):
@@ -135,15 +176,49 @@ def describe(_: nn.Module, inputs: tuple, settings: dict, *, is_rotary: bool):
     mask = settings["attention_mask"]
     lengths = settings.pop("lengths", None) or mask.sum(dim=1).int().tolist()
     members = settings.pop("members", 1)
-    size = len(lengths) // members
-    most = max(sum(lengths[first : first + size]) for first in range(0, len(lengths), size))
-    # In each group real tokens come first, in order. nonzero() would wait for the device.
-    within = mask.reshape(members, -1).argsort(dim=1, descending=True, stable=True)[:, :most]
-    first = torch.arange(members, device=mask.device) * (size * mask.shape[1])
-    settings["packed"] = Places(within + first[:, None], tuple(mask.shape))
+    settings["packed"] = places = find_places(mask, lengths, members)
     if is_rotary:  # the model turns positions into what its layers take
-        settings["position_ids"] = within % mask.shape[1]
+        settings["position_ids"] = places.index % mask.shape[1]
     return inputs, settings
+
+
+def find_places(mask: torch.Tensor, lengths: list[int], members: int) -> Places:
+    """Those of a mask (B, L) of so many tokens a row, which the device is not asked for."""
+    device = mask.device
+    size = len(lengths) // members
+    totals = [sum(lengths[first : first + size]) for first in range(0, len(lengths), size)]
+    # Real tokens come first, in order, of all of a member's and in each row. nonzero() would wait for the device.
+    first = torch.arange(members, device=device) * (size * mask.shape[1])
+    index = tokens_first(mask.reshape(members, -1))[:, : max(totals)] + first[:, None]
+    columns = tokens_first(mask)
+    rows_of, starts, slot = {}, {}, 0
+    for row, length in enumerate(lengths):
+        rows_of.setdefault(length_class(length), []).append(row)
+    groups = []
+    for rows in rows_of.values():
+        longest = max(lengths[row] for row in rows)
+        starts |= {row: slot + i * longest for i, row in enumerate(rows)}
+        slot += len(rows) * longest
+        rows = torch.tensor(rows).to(device, non_blocking=True)
+        groups.append(Group(rows, columns.index_select(0, rows)[:, :longest]))
+    slots = []
+    for member, total in enumerate(totals):
+        own = range(member * size, (member + 1) * size)
+        slots += [torch.arange(starts[row], starts[row] + lengths[row]) for row in own]
+        slots.append(torch.arange(slot, slot := slot + max(totals) - total))
+    return Places(
+        index, tuple(mask.shape), groups, torch.cat(slots).to(device, non_blocking=True), slot
+    )
+
+
+def tokens_first(mask: torch.Tensor) -> torch.Tensor:
+    """(n, L) -> (n, L) int64: the columns of each row, those of its tokens before those of its padding."""
+    return mask.argsort(dim=1, descending=True, stable=True)
+
+
+def length_class(length: int) -> int:
+    """Examples of one class share a group: up to 16 tokens, up to 32, 64 and so on."""
+    return max(4, (length - 1).bit_length())
 
 
 def take_out(_: nn.Module, inputs: tuple, settings: dict):
@@ -162,9 +237,12 @@ def put_back(_: nn.Module, inputs: tuple, settings: dict, output: torch.Tensor) 
 def attend(within: Callable, module: nn.Module, *inputs, packed: Places, **settings):
     """From query, key, value (M, heads, T, d) and the padded batch's mask: (M, T, heads, d), and None."""
     *states, mask = inputs
-    states = (packed.put(x.transpose(1, 2)).transpose(1, 2) for x in states)
-    output, _ = within(module, *states, mask, **settings)
-    return packed.take(output), None
+    *of_groups, rest = zip(*(packed.split(x.transpose(1, 2)) for x in states), strict=True)
+    outputs = []
+    for group, own in zip(packed.groups, of_groups, strict=True):
+        own = (x.transpose(1, 2) for x in own)
+        outputs.append(within(module, *own, group.own(mask), **settings)[0])
+    return packed.unite([*outputs, rest[0]]), None
 
 
 def attend_eagerly(module: nn.Module, *inputs, **settings):

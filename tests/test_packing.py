@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers import BertForSequenceClassification as Classifier
+from transformers.models.bert import modeling_bert
 
 from condlora import CondLoraConfig, finetune, fleet
 from condlora.device import make_accelerator
@@ -23,7 +24,7 @@ from tests.test_families import FAMILIES as CELLS
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 
 PAD = 1
-LENGTHS = [5, 12, 9, 2, 7, 12]
+LENGTHS = [5, 12, 33, 2, 18, 12]  # three groups for attention: up to 16, 32 and 64 tokens
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24,
     "max_position_embeddings": 64,
@@ -107,15 +108,15 @@ def assert_same(found, expected, tolerance=1e-10):
 def test_every_padding_gives_equal_logits_and_gradients(classifier, family, method):
     model = classifier(family)
     ways = [adapted(model, method, family) if method else copy.deepcopy(model) for _ in range(3)]
-    expected = results(ways[0], batch(20))
+    expected = results(ways[0], batch(40))
     assert len(expected) > 3
-    assert_same(results(ways[1], batch(max(LENGTHS))), expected)
-    assert_same(results(pack(ways[2]), batch(max(LENGTHS)), lengths=LENGTHS), expected)
+    assert_same(results(ways[1], batch(33)), expected)
+    assert_same(results(pack(ways[2]), batch(33), lengths=LENGTHS), expected)
 
 
 @pytest.mark.parametrize("family", LEFT)
 def test_padding_may_be_on_the_left(classifier, family):
-    model, inputs = classifier(family), batch(15, side="left")
+    model, inputs = classifier(family), batch(37, side="left")
     expected = results(copy.deepcopy(model), inputs)
     assert_same(results(pack(model), inputs, lengths=LENGTHS), expected)
 
@@ -123,7 +124,7 @@ def test_padding_may_be_on_the_left(classifier, family):
 @pytest.mark.parametrize("members", [2, 3, 6])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_members_have_their_tokens_apart_and_the_same_logits(classifier, family, members):
-    model, inputs = classifier(family), batch(12)
+    model, inputs = classifier(family), batch(33)
     expected = results(pack(copy.deepcopy(model)), inputs, lengths=LENGTHS)
     assert_same(results(pack(model), inputs, lengths=LENGTHS, members=members), expected)
 
@@ -135,19 +136,33 @@ def test_layers_see_real_tokens_alone_and_an_adapter_with_them(classifier):
         for path, module in model.named_modules():
             if path.endswith(("lora_A.default", "intermediate.dense")):
                 module.register_forward_pre_hook(lambda _, x: shapes.append(tuple(x[0].shape)))
-        model(**batch(20), lengths=LENGTHS, members=members)
+        model(**batch(40), lengths=LENGTHS, members=members)
     assert set(shapes[:9]) == {(1, sum(LENGTHS), 16)}
     assert set(shapes[9:]) == {(2, max(sum(LENGTHS[:3]), sum(LENGTHS[3:])), 16)}
     assert len(shapes) == 18
 
 
+def test_attention_is_over_examples_of_about_one_length(classifier, monkeypatch):
+    """Short ones are not padded to the longest: up to 16 tokens, up to 32 and up to 64 each have theirs."""
+    shapes, original = [], modeling_bert.eager_attention_forward
+
+    def watched(module, query, *rest, **settings):
+        shapes.append(tuple(query.shape))
+        return original(module, query, *rest, **settings)
+
+    monkeypatch.setattr(modeling_bert, "eager_attention_forward", watched)
+    for members in (1, 2):
+        pack(classifier("bert", "eager"))(**batch(40), lengths=LENGTHS, members=members)
+    assert shapes == [(4, 2, 12, 8), (1, 2, 33, 8), (1, 2, 18, 8)] * 3 * 2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_text_changes_no_other_examples_logits(classifier, family):
     model = pack(classifier(family))
-    for text in (torch.arange(10, 19), torch.arange(20, 31)):  # of the same length, and longer
+    for text in (torch.arange(10, 43), torch.arange(20, 31)):  # of the same length, and shorter
         lengths = [*LENGTHS[:2], len(text), *LENGTHS[3:]]
-        before = model(**batch(12), lengths=LENGTHS).logits
-        after = model(**batch(12, _2=text), lengths=lengths).logits
+        before = model(**batch(33), lengths=LENGTHS).logits
+        after = model(**batch(33, _2=text), lengths=lengths).logits
         changed = (before - after).abs().amax(dim=1) > 1e-12
         assert changed.tolist() == [False, False, True, False, False, False]
 
@@ -155,17 +170,17 @@ def test_another_text_changes_no_other_examples_logits(classifier, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_attention_is_packed_too(classifier, family):
     model = classifier(family, "eager").float()  # some models have their softmax in float32 always
-    expected = results(copy.deepcopy(model), batch(12))
-    assert_same(results(pack(model), batch(12), lengths=LENGTHS), expected, 2e-5)
+    expected = results(copy.deepcopy(model), batch(33))
+    assert_same(results(pack(model), batch(33), lengths=LENGTHS), expected, 2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_precision_is_as_near_as_without_packing(classifier, family):
     model = classifier(family).float()
-    exact = model(**batch(12)).logits
+    exact = model(**batch(33)).logits
     with torch.autocast("cpu", torch.bfloat16):
-        padded = model(**batch(12)).logits
-        packed = pack(model)(**batch(12), lengths=LENGTHS).logits
+        padded = model(**batch(33)).logits
+        packed = pack(model)(**batch(33), lengths=LENGTHS).logits
     assert (packed - exact).abs().max() < 2 * (padded - exact).abs().max() + 1e-2
 
 
@@ -173,7 +188,7 @@ def test_mixed_precision_is_as_near_as_without_packing(classifier, family):
 def test_nothing_waits_for_the_device(classifier, family):
     """On the meta device there are no values to wait for: asking for one raises."""
     model = pack(classifier(family)).to("meta").train()
-    inputs = {name: tensor.to("meta") for name, tensor in batch(12).items()}
+    inputs = {name: tensor.to("meta") for name, tensor in batch(33).items()}
     model(**inputs, lengths=LENGTHS).loss.backward()
 
 
@@ -191,7 +206,7 @@ def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, 
         finetune.prepare_training(cfg, model, DataLoader([]), 6, accelerator)[0] for model in models
     ]
     assert next(trainings[0].model.parameters()).device.type == "meta"
-    inputs = send_to_device(batch(12) | {"lengths": LENGTHS}, "meta")
+    inputs = send_to_device(batch(33) | {"lengths": LENGTHS}, "meta")
     asked = {i: fleet.Request(t, dict(inputs), accelerator) for i, t in enumerate(trainings)}
     together = fleet.Fleet(finetune.gradients)
     for _ in range(2):
