@@ -1,9 +1,8 @@
 """One run over two processes, as `accelerate launch` starts them, is the run of one."""
 
-import signal
+import os
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -24,8 +23,23 @@ LAUNCH = [
 ]  # fmt: skip
 
 
-def command(runs, *more):
-    return [*LAUNCH, "scripts/train.py", *WORDS, *more, f"runs={runs}"]
+# The second of two processes is sent a signal before its seventh step.
+SIGNALLED = """
+import contextlib, os, runpy, signal, sys
+from condlora import finetune, spread
+from tests.faults.harness import fault
+
+def send():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+sys.argv = sys.argv[1:]
+with fault(send, 7, ((finetune, "take_step"),)) if spread.rank() == 1 else contextlib.nullcontext():
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def command(runs, *more, script=()):
+    return [*LAUNCH, *script, "scripts/train.py", *WORDS, *more, f"runs={runs}"]
 
 
 def test_two_processes_come_to_what_one_comes_to(tiny_cells, tmp_path):
@@ -49,23 +63,21 @@ def test_two_processes_come_to_what_one_comes_to(tiny_cells, tmp_path):
         assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm()
 
 
-def test_a_signal_ends_both_processes_at_one_step_and_the_run_goes_on_from_there(tmp_path):
-    words = command(tmp_path, "protocol.max_steps=300", "protocol.evaluate_every=100")
-    record = tmp_path / "adhoc/rte/condlora/seed-0/record.json"
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not record.exists():  # written as training begins
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    process.wait()
-    stopped = read_record(record.parent)
-    assert stopped["status"] == "interrupted"
-    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    resumed = read_record(record.parent)
+def test_a_signal_to_one_ends_both_processes_at_one_step_and_the_run_goes_on_from_there(tmp_path):
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED)
+    steps = ["protocol.max_steps=20", "protocol.evaluate_every=10"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    stopped = subprocess.run(
+        command(tmp_path, *steps, script=[script]), cwd=ROOT, env=env, capture_output=True
+    )
+    assert stopped.returncode != 0
+    record = tmp_path / "adhoc/rte/condlora/seed-0"
+    assert read_record(record)["status"] == "interrupted"
+    subprocess.run(command(tmp_path, *steps), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    resumed = read_record(record)
     assert resumed["status"] == "done"
-    (step,) = resumed["resumed_at_steps"]
-    assert 0 < step < 300
+    assert resumed["resumed_at_steps"] == [7]
 
 
 def test_every_row_is_one_processes(monkeypatch):
