@@ -1,6 +1,7 @@
 """The one place that sets the plotting style; figures are byte-equal when drawn again."""
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ METHOD_STYLE = {
     "condlora": {"color": "#D55E00", "marker": "s", "label": "CondLoRA"},
 }
 
+# Of methods that are not the paper's, in the order in which a figure lists them.
+OTHER_STYLES = [("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X")]  # fmt: skip
+
 # Beside colour and marker, so that lines differ in grey as well.
 METHOD_LINE = {"lora": "-", "condlora": "--"}
 COLUMN_WIDTH = 3.3  # inches: one column of a two-column page
@@ -48,12 +52,23 @@ COLUMN_WIDTH = 3.3  # inches: one column of a two-column page
 
 @functools.cache
 def label(adapter: str) -> str:
-    """The name a method goes by: the title in its configuration, else the configuration's name."""
+    """The name a method goes by: the title in its configuration, else the configuration's name; a rank behind it."""
     if adapter in METHOD_STYLE:
         return METHOD_STYLE[adapter]["label"]
     path = CONFIGS / "adapter" / f"{adapter}.yaml"
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found.get("title", adapter)
+    if path.is_file():
+        return yaml.safe_load(path.read_text(encoding="utf-8")).get("title", adapter)
+    ranked = re.fullmatch(r"(.+)_r(\d+)", adapter)
+    return f"{label(ranked[1])}, r = {ranked[2]}" if ranked else adapter
+
+
+def method_style(method: str, listed: Sequence[str]) -> dict[str, str]:
+    """Colour, marker and name of a method, among those that a figure lists."""
+    if method in METHOD_STYLE:
+        return METHOD_STYLE[method]
+    others = [name for name in listed if name not in METHOD_STYLE]
+    colour, marker = OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
+    return {"color": colour, "marker": marker, "label": label(method)}
 
 
 def heatmap(

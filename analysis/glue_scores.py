@@ -6,12 +6,11 @@ Takes the records of finished runs; differences between methods are paired by ta
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from omegaconf import DictConfig
 
-from analysis import typeset
-from analysis.figures import METHOD_STYLE, label, save
+from analysis import score_figures, typeset
+from analysis.figures import label, save
 from analysis.rules import load_rules
 from analysis.selection import (
     REFERENCE,
@@ -167,23 +166,8 @@ def draw_differences(
     if gaps.empty:
         return None
     tasks = [t for t in [*TASKS, *own_tasks(gaps), AVERAGE] if t in set(gaps.task)]
-    adapters = sorted(set(gaps.adapter), key=adapter_order)
-    rows = max(0.32 * len(tasks), 0.17 * len(adapters))  # room for the legend
-    fig, ax = plt.subplots(figsize=(5.2, rows + 0.9), layout="constrained")
     margin_points = load_rules(margin_points)[0].margin_points
-    within = f"within {margin_points:g} point{'s' * (margin_points != 1)}"
-    ax.axvspan(-margin_points, margin_points, color="0.92", label=within)
-    ax.axvline(0, color="0.4", linewidth=0.8)
-    for n, adapter in enumerate(adapters):
-        chosen = gaps[(gaps.adapter == adapter) & gaps.task.isin(tasks)]
-        style = METHOD_STYLE.get(adapter, {"label": label(adapter)})
-        # Seeds below each other, so that equal differences do not hide each other.
-        height = chosen.task.map(tasks.index) + 0.15 * n + 0.07 * chosen.groupby("task").cumcount()
-        ax.scatter(chosen.points, height, s=22, linewidths=0, alpha=0.8, **style)
-    ax.set_yticks(range(len(tasks)), [title(task) for task in tasks])
-    ax.set_ylim(len(tasks) - 0.3, -0.4)
-    ax.set_xlabel("score less LoRA's of the same seed, points")
-    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    fig = score_figures.draw(gaps, {task: title(task) for task in tasks}, margin_points)
     return save(fig, folder / "table2_differences", gaps)[0]
 
 

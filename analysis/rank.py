@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
 from analysis import rank_similarity, typeset
-from analysis.figures import COLUMN_WIDTH, METHOD_LINE, METHOD_STYLE, label, save
+from analysis.figures import COLUMN_WIDTH, METHOD_LINE, label, method_style, save
 from analysis.rank_selection import by_method, has_rank, load_ranks, method_of, rank_of
 from analysis.selection import (
     REFERENCE,
@@ -155,10 +155,10 @@ def _draw_scores(result: RankStudy, folder: Path) -> Path:
         sharey="col",
         squeeze=False,
     )
-    drawn = []
+    drawn, methods = [], sorted(set(runs.method), key=adapter_order)
     for (top, bottom), task in zip(axes.T, tasks, strict=True):
         own = runs[runs.task == task]
-        for method in sorted(set(own.method), key=adapter_order):
+        for method in methods:
             points = own[own.method == method].groupby("r", as_index=False)
             points = points.agg(
                 adapter_parameters=("adapter_parameters", "mean"),
@@ -168,30 +168,29 @@ def _draw_scores(result: RankStudy, folder: Path) -> Path:
                 n=("score_points", "size"),
             )
             drawn.append(points.assign(task=task, method=method))
-            _line(top, points.r, points, method)
-            _line(bottom, points.adapter_parameters, points, method)
+            style = method_style(method, methods) | {"linestyle": METHOD_LINE.get(method, ":")}
+            _line(top, points.r, points, style)
+            _line(bottom, points.adapter_parameters, points, style)
         top.set_title(TASKS.get(task, task))
         top.set_xscale("log", base=2)
         top.set_xticks(result.ranks, [str(r) for r in result.ranks])
         top.set_xlabel("rank r")
         bottom.set_xscale("log")
-        bottom.set_xlabel("trainable parameters, head not counted")
         for ax in (top, bottom):
             ax.minorticks_off()
             ax.grid(axis="y", color="0.9", linewidth=0.5)
     for ax in axes[:, 0]:
         ax.set_ylabel("test score, points")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    fig.supxlabel("trainable parameters, head not counted", fontsize=9)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=7)  # fmt: skip
     return save(fig, folder / "rank", pd.concat(drawn))[0]
 
 
-def _line(ax: Axes, x: pd.Series, points: pd.DataFrame, method: str) -> None:
-    style = METHOD_STYLE.get(method, {"label": label(method), "marker": "^"})
+def _line(ax: Axes, x: pd.Series, points: pd.DataFrame, style: dict[str, str]) -> None:
     ax.errorbar(
         x,
         points["mean"],
         yerr=[points["mean"] - points.lowest, points.highest - points["mean"]],
-        linestyle=METHOD_LINE.get(method, ":"),
         linewidth=1,
         markersize=4,
         capsize=2,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis import conversion_similarity as figure1
-from analysis import figures, glue_scores, subspace
+from analysis import figures, glue_scores, score_figures, subspace
 from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
 from analysis.selection import load_stacks
 
@@ -160,3 +160,33 @@ def test_differences_are_drawn_only_for_pairs(cell, tmp_path):
     pair = glue_scores.scores([cell("rte", "lora", 0), cell("rte", "condlora", 0, 0.7)])
     assert glue_scores.draw_differences(pair, tmp_path).is_file()
     assert "condlora,-10" in (tmp_path / "table2_differences.csv").read_text()
+
+
+def test_many_methods_have_a_row_each_the_best_first_and_a_dot_a_seed(cell):
+    scores = {"lora": 0.8, "condlora": 0.7, "vera": 0.9, "tied_lora": 0.6, "lora_xs": 0.3}
+    cells = [
+        cell(task, adapter, seed, score)
+        for adapter, score in scores.items()
+        for task in ("cola", "rte")
+        for seed in (0, 1)
+    ]
+    gaps = glue_scores.differences(glue_scores.scores(cells))
+    fig = score_figures.draw(gaps, {"cola": "CoLA", "rte": "RTE"}, 1)
+    assert [ax.get_title() for ax in fig.axes] == ["CoLA", "RTE"]
+    names = [tick.get_text() for tick in fig.axes[0].get_yticklabels()]
+    assert names == ["VeRA", "CondLoRA", "Tied-LoRA", "LoRA-XS"]
+    for ax in fig.axes:
+        dots = sorted(map(tuple, ax.collections[0].get_offsets().round(6).tolist()))
+        assert dots == [
+            (x, y) for x, y in [(-50, 3), (-20, 2), (-10, 1), (10, 0)] for _ in range(2)
+        ]
+    figures.plt.close(fig)
+
+
+def test_a_methods_rank_is_part_of_its_name_and_no_two_methods_look_alike():
+    assert figures.label("share_lora_ab_r6") == "ShareLoRA, A and B, r = 6"
+    assert figures.label("someones_own") == "someones_own"
+    listed = ["condlora", "lora", "share_lora_ab", "condlora_random", "vera"]
+    styles = [figures.method_style(method, listed) for method in listed]
+    for key in ("color", "marker", "label"):
+        assert len({style[key] for style in styles}) == 5
