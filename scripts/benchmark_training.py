@@ -127,7 +127,7 @@ def turn(
     wanted: DictConfig, model: str, task: str, method: str, variant: str
 ) -> tuple[float, float | None]:
     """Examples a second and peak memory in MiB of some steps, everything begun anew."""
-    is_trainer, members = variant in TRAINERS, fleet_size(variant)
+    is_trainer, members = variant in TRAINERS, members_in(variant)
     padding = "packed" if members > 1 else "longest" if is_trainer else variant
     cfg = cell(wanted, model, task, method, padding)
     size = batch_size(wanted, variant)
@@ -142,7 +142,7 @@ def turn(
     return members * wanted.steps * size / clock.seconds, memory.mib()
 
 
-def fleet_size(variant: str) -> int:
+def members_in(variant: str) -> int:
     return int(variant.removeprefix("fleet_")) if variant.startswith("fleet_") else 1
 
 
@@ -151,7 +151,7 @@ def with_our_loop(
 ) -> None:  # fmt: skip
     choose_attention(cfg, backbone, accelerator)
     members = []
-    for seed in range(fleet_size(variant)):
+    for seed in range(members_in(variant)):
         model = initialise(cfg, backbone, streams(seed, cfg.task.name), data)
         batches = training_batches(
             data.train, collator(cfg, data), batch_size=cfg.protocol.batch_size, seed=seed

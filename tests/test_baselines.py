@@ -102,19 +102,22 @@ def started(cfg):
     return finetune.initialise(cfg, backbone, seeds, prepare(cfg)), backbone
 
 
-@pytest.mark.parametrize("method", TRAINED_HERE)
-def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
-    whole = cell(method)
+def trained_and_resumed(whole):
+    """The record of a run that is the same, to the last bit, killed and resumed, and its adapter loaded afresh."""
     killed = under_another_name(whole)
     record = finetune.run(whole)
     assert killed_and_resumed(killed, 4)["resumed_at_steps"] == [2]
     assert left_behind(run_folder(killed)) == left_behind(run_folder(whole))
-
     curve = pd.read_csv(run_folder(whole) / "curve.csv")
     best = curve[curve.step == record["best"]["step"]]
-    assert (
-        record["validation"]["pearson"] == best["pearson"].item()
-    )  # loaded afresh: to the last bit
+    assert record["validation"]["pearson"] == best["pearson"].item()
+    return record
+
+
+@pytest.mark.parametrize("method", TRAINED_HERE)
+def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
+    whole = cell(method)
+    record = trained_and_resumed(whole)
     assert (record["merged_speed_over_backbone"] is None) == (
         "num_virtual_tokens" in str(whole.adapter)
     )
@@ -322,14 +325,7 @@ def test_qlora_trains_on_4_bits_and_resumes_to_the_same_bits(cell):
     whole = cell(
         "qlora", "protocol.evaluate_every=2", "protocol.max_steps=6", "protocol.select=last"
     )
-    killed = under_another_name(whole)
-    record = finetune.run(whole)
-    assert killed_and_resumed(killed, 4)["resumed_at_steps"] == [2]
-    assert left_behind(run_folder(killed)) == left_behind(run_folder(whole))
-    curve = pd.read_csv(run_folder(whole) / "curve.csv")
-    best = curve[curve.step == record["best"]["step"]]
-    assert record["validation"]["pearson"] == best["pearson"].item()
-
+    trained_and_resumed(whole)
     model, _ = load_run(run_folder(whole))
     packed = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
     assert len(packed) == 3 * 6  # every linear layer of the encoder, and none of the head
