@@ -29,7 +29,7 @@ from omegaconf.errors import (
 from condlora.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
+MULTIRUN = ("--multirun", "-m")  # Hydra's words for a grid, which commas are without them
 
 Check = Callable[[list[str]], None]
 
@@ -60,7 +60,7 @@ def command(config: str, before: Check | None = None, after: Check | None = None
             # Hydra hands exceptions on instead of printing them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             _silence_library_notices()
-            overrides = sys.argv[1:]
+            overrides = [word for word in sys.argv[1:] if word not in MULTIRUN]
             asks_hydra = any(word.startswith("-") for word in overrides)  # --help, --cfg job, ...
             try:
                 if before is not None and not asks_hydra:

@@ -43,10 +43,11 @@ def test_analysis_without_runs_says_what_to_do(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_one_bad_run_of_a_grid_leaves_the_others_and_sets_status_1(tmp_path):
+@pytest.mark.parametrize("more", [[], ["-m"]], ids=["commas alone", "Hydra's flag too"])
+def test_one_bad_run_of_a_grid_leaves_the_others_and_sets_status_1(tmp_path, more):
     words = ["backbone=tiny", "data=synthetic", "protocol=embedded", "task=rte"]
     words += ["protocol.max_steps=4", "protocol.evaluate_every=2", "adapter.config.r=4,99"]
-    done = command("scripts/train.py", *words, "runtime.threads=1", cwd=tmp_path)
+    done = command("scripts/train.py", *words, "runtime.threads=1", *more, cwd=tmp_path)
     # Both share a folder, so this is also a recipe that replaces another only when it can run.
     assert done.returncode == 1
     assert "Rank 99 is above the smaller side" in done.stderr

@@ -136,21 +136,33 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
     assert list(left) == []
 
 
-def test_launchers_started_together_do_every_run_once(tmp_path):
+@pytest.mark.parametrize(
+    ("launchers", "more", "fleet"),
+    [
+        (2, [], 1),
+        (2, ["runtime.fleet=2"], 2),
+        (1, ["runtime.fleet=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], 2),
+    ],
+    ids=["two", "two with fleets", "one of two processes with fleets"],
+)
+def test_launchers_started_together_do_every_run_once(tmp_path, launchers, more, fleet):
     words = [
         "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=4",
         "protocol.evaluate_every=2", "runtime.threads=1", "adapter=lora,condlora", "seed=0,1",
-        f"runs={tmp_path}", "--multirun",
+        f"runs={tmp_path}", *more, "--multirun",
     ]  # fmt: skip
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]
-    launchers = [
+    started = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
+        for _ in range(launchers)
     ]
-    said = [launcher.communicate(timeout=300)[0] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    said = [launcher.communicate(timeout=300)[0] for launcher in started]
+    assert [launcher.returncode for launcher in started] == [0] * launchers, said
     assert "".join(said).count("test accuracy") == 4
     assert not list(tmp_path.rglob("*.stale-*"))
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
+    assert [record["status"] for record in records] == ["done"] * 4
+    assert max(record["fleet"] for record in records) == fleet
 
 
 def test_signal_to_a_launcher_is_its_exit_status(tmp_path):
