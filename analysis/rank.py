@@ -46,8 +46,9 @@ class RankStudy:
     notes: list[str]
 
     @property
-    def ranks(self) -> list[int]:
-        return sorted(set(self.runs.r))
+    def over_ranks(self) -> pd.DataFrame:
+        """The runs of methods that ran at several ranks."""
+        return self.runs[self.runs.groupby("method").r.transform("nunique") > 1]
 
 
 def by_rank(cells: list[Cell], stacks: list[Stack], settings: Settings) -> RankStudy:
@@ -80,9 +81,10 @@ def _runs(cells: list[Cell]) -> pd.DataFrame:
 
 
 def _missing(runs: pd.DataFrame) -> list[str]:
-    """Which ranks have no finished run; one sentence where only one rank is there at all."""
-    if runs.r.nunique() == 1:
-        return [f"All runs here have r = {runs.r.iloc[0]}: nothing is said of other ranks."]
+    """Which ranks have no finished run; one sentence where each method has one rank alone."""
+    if (runs.groupby("method").r.nunique() == 1).all():
+        ranks = ", ".join(map(str, sorted(set(runs.r))))
+        return [f"Each method here ran at one rank (r = {ranks}): nothing is said of others."]
     absent = {m: [r for r in RANKS if r not in set(runs.r[runs.method == m])] for m in COMPARED}
     named = [f"{label(m)} at r = {', '.join(map(str, rs))}" for m, rs in absent.items() if rs]
     return [f"Not run: {'; '.join(named)}."] if named else []
@@ -134,8 +136,8 @@ def _parameters(runs: pd.DataFrame) -> str:
 
 
 def draw(result: RankStudy, folder: Path) -> dict[str, Path]:
-    """The figures, into `folder`; name -> png. None where there is one rank alone."""
-    if len(result.ranks) == 1:
+    """The figures, into `folder`; name -> png. None where each method has one rank alone."""
+    if result.over_ranks.empty:
         return {}
     paths = {"rank": _draw_scores(result, folder)}
     if len(result.similarity):
@@ -145,8 +147,8 @@ def draw(result: RankStudy, folder: Path) -> dict[str, Path]:
 
 def _draw_scores(result: RankStudy, folder: Path) -> Path:
     """Above: score against r; below: score against parameters. A column for each task."""
-    runs = result.runs
-    tasks = sorted(set(runs.task), key=task_order)
+    runs = result.over_ranks
+    ranks, tasks = sorted(set(runs.r)), sorted(set(runs.task), key=task_order)
     fig, axes = plt.subplots(
         2,
         len(tasks),
@@ -173,7 +175,7 @@ def _draw_scores(result: RankStudy, folder: Path) -> Path:
             _line(bottom, points.adapter_parameters, points, style)
         top.set_title(TASKS.get(task, task))
         top.set_xscale("log", base=2)
-        top.set_xticks(result.ranks, [str(r) for r in result.ranks])
+        top.set_xticks(ranks, [str(r) for r in ranks])
         top.set_xlabel("rank r")
         bottom.set_xscale("log")
         for ax in (top, bottom):

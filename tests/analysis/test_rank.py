@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -90,10 +91,14 @@ def test_ranks_that_did_not_run_are_named(result):
     assert result.notes == ["Not run: LoRA at r = 4, 16, 64; CondLoRA at r = 2, 4, 16, 64."]
 
 
-def test_one_rank_alone_is_said_and_not_drawn(cells, stacks, settings, tmp_path):
-    found = rank.by_rank(cells[:2], stacks[:1], settings)
+@pytest.mark.parametrize(("other", "said"), [([], "8"), ([("cond_adalora", 12)], "8, 12")])
+def test_one_rank_of_each_method_is_said_and_not_drawn(cells, stacks, settings, tmp_path, other, said):  # fmt: skip
+    more = [ranked_cell("rte", method, 0, r, 0.8) for method, r in other]
+    found = rank.by_rank(cells[:2] + more, stacks[:1], settings)
     section = rank.section(found, tmp_path)
-    assert section.text == ["All runs here have r = 8: nothing is said of other ranks."]
+    assert section.text == [
+        f"Each method here ran at one rank (r = {said}): nothing is said of others."
+    ]
     assert not section.shown and not list(tmp_path.iterdir())
 
 
@@ -174,3 +179,12 @@ def test_section_shows_scores_first_and_similarities_for_who_asks(result, tmp_pa
     assert [type(item).__name__ for item in section.details] == ["Picture", "Table"]
     assert "RTE, CondLoRA, r = 8: 87.5" in section.shown[0].alt
     assert section.text[-1].startswith("Not run: ")
+
+
+def test_methods_of_one_rank_are_not_drawn_beside_those_of_several(
+    cells, stacks, settings, tmp_path
+):
+    more = [ranked_cell("rte", "dora", seed, 8, 0.8) for seed in (0, 1)]
+    rank.draw(rank.by_rank(cells + more, stacks, settings), tmp_path)
+    drawn = pd.read_csv(tmp_path / "rank.csv")
+    assert set(drawn.method) == {"lora", "condlora"}
