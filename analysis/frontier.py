@@ -33,7 +33,10 @@ BESIDE = (
     REFERENCE,
     "condlora",
 )  # whose scores the others' are compared with: the paper's two methods
-NAMES_IN_A_COLUMN = 28
+NAMES_IN_A_COLUMN = 30
+POINTS_BELOW = (
+    20  # those that far below the best are named and not drawn: all others would be one spot
+)
 SIDE_BY_SIDE = 1.22  # ratio of the places of two methods with equally many parameters
 
 
@@ -168,20 +171,21 @@ def _compared(row) -> list[str]:
 def draw(found: pd.DataFrame, folder: Path) -> Path:
     """Score against each of AXES; a number a method, its interval over seeds, the frontier as a step line.
 
-    A method without parameters (the head alone) that scores below all others is named with its score and not drawn, as
-    the others would be one spot.
+    Methods more than POINTS_BELOW under the best are named with their score and not drawn.
     """
-    shown = found[(found.parameters > 0) | (found.score >= _lowest(found))]
+    shown = found[found.score >= found.score.max() - POINTS_BELOW]
     drawn = [column for column in AXES if shown[column].notna().any()]
-    ratios = [*(3 for _ in drawn), 1.2 * -(-len(found) // NAMES_IN_A_COLUMN)]
+    ratios = [*(3 for _ in drawn), 1.7 * -(-len(found) // NAMES_IN_A_COLUMN)]
     fig, axes = plt.subplots(
-        1, len(ratios), figsize=(sum(ratios), 3.8), width_ratios=ratios, layout="constrained"
+        1, len(ratios), figsize=(sum(ratios), 4.8), width_ratios=ratios, layout="constrained"
     )
     for ax, column in zip(axes, drawn, strict=False):
         ax.sharey(axes[0])
         ax.set_xlabel(AXES[column])
         _scatter(shown, column, ax)
     axes[0].set_ylabel("score, points")
+    room = 0.08 * (shown.score.max() - shown.score.min()) + 0.5
+    axes[0].set_ylim(shown.score.min() - room, shown.score.max() + room)  # long intervals are cut
     front = shown[shown.on_frontier].sort_values("parameters")
     axes[0].step(front.parameters, front.score, where="post", color="0.5", linewidth=0.9, zorder=1)
     least = shown.parameters[shown.parameters > 0].min()
@@ -193,12 +197,6 @@ def draw(found: pd.DataFrame, folder: Path) -> Path:
         axes[0].set_xlim(left=0.6 * least)
     _name(found, set(found.index) - set(shown.index), axes[-1])
     return save(fig, folder / "frontier", found)[0]
-
-
-def _lowest(found: pd.DataFrame) -> float:
-    """The lowest score or end of an interval of the methods that have parameters."""
-    own = found[found.parameters > 0]
-    return own[["score", "low"]].min(axis=None) if len(own) else -np.inf
 
 
 def _scatter(shown: pd.DataFrame, column: str, ax: Axes) -> None:
