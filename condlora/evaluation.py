@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from condlora import methods
 from condlora.backbone import Backbone, base_for, load_adapter
 from condlora.errors import ConfigError, DivergedError
 from condlora.files import write_atomically
-from condlora.glue.batches import Encoded, evaluation_batches, padder
+from condlora.glue.batches import Collate, Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
@@ -65,7 +64,7 @@ def inputs_of(batch: dict, accelerator: Accelerator) -> dict:
     return send_to_device(inputs, accelerator.device, non_blocking=True)
 
 
-def collator(cfg: DictConfig, data: Data) -> Callable:
+def collator(cfg: DictConfig, data: Data) -> Collate:
     """The padding function of a run."""
     return padder(data.tokenizer, padding=cfg.runtime.padding, max_length=cfg.protocol.max_length)
 
@@ -88,7 +87,7 @@ def fit_to_batches(model: torch.nn.Module, cfg: DictConfig) -> torch.nn.Module:
 
 def score(task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:
     """All metrics of the task on a split, as fractions."""
-    return GlueMetric(task).compute(predictions=predictions, references=split.labels.numpy())
+    return GlueMetric(task).compute(predictions=predictions, references=split.labels.cpu().numpy())
 
 
 def test_saved(
@@ -105,7 +104,7 @@ def test_saved(
     for name, split in (("validation", data.validation), ("test", data.test)):
         predictions = predict(cfg, data, split, model, accelerator)
         scores[name] = score(data.task, predictions, split)
-        table = pd.DataFrame({"label": split.labels.numpy(), "prediction": predictions})
+        table = pd.DataFrame({"label": split.labels.cpu().numpy(), "prediction": predictions})
         if name == "test":
             table.insert(0, "part", data.test_part)
             scores[name] |= scores_by_part(data.task, table)
@@ -131,9 +130,8 @@ def merged_speed(
     merged = methods.merged(adapted)
     if merged is None:
         return None
-    first = [data.test[i] for i in range(min(TIMED_EXAMPLES, len(data.test)))]
-    batch = collator(cfg, data)(first)
-    inputs = inputs_of(batch, accelerator)
+    first = range(min(TIMED_EXAMPLES, len(data.test)))
+    inputs = inputs_of(collator(cfg, data)(data.test, first), accelerator)
     for model in (alone, merged):
         fit_to_batches(model, cfg)
 

@@ -138,7 +138,7 @@ def fine_tune(cfg: DictConfig, claim: Claim, interruption: Interruption, fleet: 
         backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
         check_length(cfg, backbone)
         choose_attention(cfg, backbone, accelerator)
-        data = prepare(cfg)
+        data = prepare(cfg, accelerator.device)
         model = initialise(cfg, backbone, seeds, data)
         record["environment"]["attention"] = model.config._attn_implementation  # packed or not
     except Exception as error:

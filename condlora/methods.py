@@ -186,7 +186,7 @@ def _look_at_examples(
 
     def run() -> None:
         for _, batch in zip(range(count), batches(1), strict=False):
-            model(**{name: values for name, values in batch.items() if name != "labels"})
+            model(**{k: v.to(model.device) for k, v in batch.items() if k != "labels"})
 
     preprocess_corda(model, config, run_model=run)
 

@@ -1,6 +1,7 @@
 """Time what the project promises: `python scripts/benchmark.py`, see configs/benchmark.yaml.
 
-One row a figure, with its limit, machine and commit (`training` has a table of its own); timings are not tests, a busy machine misses limits.
+One row a figure, with its limit, machine and commit (`training` and `growth` have tables of their own); timings are not
+tests, a busy machine misses limits.
 """
 
 import resource
@@ -15,7 +16,7 @@ import pandas as pd
 from benchmark_adapter import memory, step
 from benchmark_analysis import analysis, controls
 from benchmark_checkpoints import checkpoints
-from benchmark_training import training
+from benchmark_training import growth, training
 from omegaconf import DictConfig
 
 from condlora.cli import command
@@ -65,15 +66,17 @@ def limit(cfg: DictConfig, measure: str, figure: str) -> float | None:
     return next((v for key, v in cfg.limits[measure].items() if figure.endswith(key)), None)
 
 
+MEASURES = (
+    analysis, controls, step, memory, training, growth, checkpoints, tests, embedded,
+)  # fmt: skip
+
+
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
     where = environment()
     about = {"processor": where["processor"], "torch": where["versions"]["torch"]}
     about |= {"commit": where["commit"], "dirty": where["dirty"]}
-    measures = {
-        f.__name__: f
-        for f in (analysis, controls, step, memory, training, checkpoints, tests, embedded)
-    }
+    measures = {measure.__name__: measure for measure in MEASURES}
     for name in cfg.measures:
         found = measures[name](cfg)
         table = found if isinstance(found, pd.DataFrame) else figures(cfg, name, found)

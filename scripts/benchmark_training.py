@@ -30,7 +30,7 @@ from transformers import (
 
 from condlora.backbone import Backbone, load_backbone
 from condlora.cli import CONFIGS
-from condlora.device import choose_attention, make_accelerator
+from condlora.device import choose_attention, find_device, make_accelerator
 from condlora.environment import PeakMemory
 from condlora.errors import ConfigError
 from condlora.evaluation import collator
@@ -50,6 +50,7 @@ from condlora.glue.sources import load_text
 from condlora.glue.tasks import task_from_config
 from condlora.grid import compose_cells, compose_common
 
+TOKENS = "tokens_"  # before how many each example has, in place of a task's name
 TRAINERS = ("trainer_512", "trainer_dynamic")  # as the authors; with DataCollatorWithPadding
 OURS = ("max_length", "longest", "packed")
 LONG = ("trainer_512", "max_length")  # every row at the maximum length
@@ -86,6 +87,11 @@ def training(cfg: DictConfig) -> pd.DataFrame:
         print("hours of training, all runs one after the other")
         print(hours.to_string(index=False))
     return table
+
+
+def growth(cfg: DictConfig) -> pd.DataFrame:
+    """`training` over fleet sizes and lengths: examples that all have so many tokens."""
+    return training(OmegaConf.create({"training": OmegaConf.merge(cfg.training, cfg.growth)}))
 
 
 def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> list[dict]:
@@ -195,8 +201,10 @@ def with_trainer(
             report_to=[],
             disable_tqdm=True,
         )
+        rows = (data.train[i] for i in range(len(data.train)))
+        examples = [{name: values.tolist() for name, values in row.items()} for row in rows]
         trainer = InOurOrder(
-            model, settings, data_collator=collate, train_dataset=data.train, callbacks=[clock]
+            model, settings, data_collator=collate, train_dataset=examples, callbacks=[clock]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -205,7 +213,7 @@ def with_trainer(
 class InOurOrder(Trainer):
     """A Trainer that sees the examples in the order in which our loop does."""
 
-    def _get_train_sampler(self, train_dataset: Encoded) -> ShuffledEachEpoch:
+    def _get_train_sampler(self, train_dataset: list) -> ShuffledEachEpoch:
         return ShuffledEachEpoch(len(train_dataset), SEED)
 
 
@@ -245,7 +253,7 @@ def batch_size(wanted: DictConfig, variant: str) -> int:
 def cell(wanted: DictConfig, model: str, task: str, method: str, padding: str) -> DictConfig:
     """The config of a run as scripts/train.py would have it, with a backbone of that shape and random weights."""
     overrides = (
-        "backbone=tiny", "data=synthetic", f"task={task}", f"adapter={method}", f"seed={SEED}",
+        "backbone=tiny", "data=synthetic", f"task={task_of(task)}", f"adapter={method}", f"seed={SEED}",
         f"protocol.precision={wanted.precision}", f"protocol.max_length={wanted.max_length}",
         f"runtime.padding={padding}", f"runtime.threads={wanted.threads or 'null'}",
     )  # fmt: skip
@@ -253,6 +261,11 @@ def cell(wanted: DictConfig, model: str, task: str, method: str, padding: str) -
     cfg = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
     cfg.backbone.architecture = wanted.shapes[model]
     return cfg
+
+
+def task_of(name: str) -> str:
+    """Whose head and batches examples have: of those of one length, SST-2's."""
+    return "sst2" if name.startswith(TOKENS) else name
 
 
 def data_of(cfg: DictConfig, backbone: Backbone, lengths: np.ndarray) -> Data:
@@ -269,14 +282,16 @@ def data_of(cfg: DictConfig, backbone: Backbone, lengths: np.ndarray) -> Data:
     task = task_from_config(cfg.task)
     dtype = torch.float32 if task.is_regression else torch.int64
     labels = torch.randint(0, 2, (len(rows),), generator=generator).to(dtype)
-    train = Encoded(rows, labels, 0)
+    train = Encoded.from_rows(rows, labels, device=find_device(cfg.runtime.device))
     return Data(task, backbone.tokenizer, [], train, train, train, 0.0, 1.0, {})
 
 
 def sample(wanted: DictConfig, task: str, size: int) -> np.ndarray:
     """(size,) int64 numbers of tokens, which lie as those of the task's training examples do, short ones first."""
     where = (np.arange(size) + 0.5) / size
-    if wanted.glue:
+    if task.startswith(TOKENS):
+        found = np.full(size, int(task.removeprefix(TOKENS)))
+    elif wanted.glue:
         found = np.quantile(token_counts(wanted.glue, wanted.tokenizer, task), where)
     else:
         found = np.interp(where, np.array(wanted.levels) / 100, wanted.quantiles[task])
@@ -299,9 +314,7 @@ def token_counts(glue: str, tokenizer: str | None, task: str) -> tuple[int, ...]
     described = task_from_config(cfg)
     text = load_text(OmegaConf.create({"source": "directory", "root": glue}), described)["train"]
     reader = PreTrainedTokenizerFast(tokenizer_file=str(path))
-    return tuple(
-        len(row["input_ids"]) for row in encode(text, described, reader, max_length=512).rows
-    )
+    return tuple(encode(text, described, reader, max_length=512).lengths)
 
 
 # What it comes to
@@ -313,7 +326,8 @@ def flops_per_token(wanted: DictConfig, model: str, task: str, length: int) -> f
     backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
     data = data_of(cfg, backbone, np.array([length] * 2))
     classifier = initialise(cfg, backbone, streams(SEED, task), data).train()
-    batch = collator(cfg, data)([data.train[0], data.train[1]])
+    classifier = classifier.to(data.train.labels.device)
+    batch = collator(cfg, data)(data.train, [0, 1])
     return linear_flops(classifier, batch) / (2 * length)
 
 

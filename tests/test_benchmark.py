@@ -70,7 +70,8 @@ def test_operations_of_linear_layers_are_those_that_torch_counts(benchmark, want
     backbone.model.set_attn_implementation("eager")  # whose products are bmm and so told apart
     data = benchmark.data_of(cfg, backbone, np.array([9, 9, 9]))
     model = benchmark.initialise(cfg, backbone, benchmark.streams(0, "mrpc"), data).train()
-    batch = benchmark.collator(cfg, data)([data.train[i] for i in range(3)])
+    batch = benchmark.collator(cfg, data)(data.train, range(3))
+    model = model.to(batch["input_ids"].device)
     with FlopCounterMode(display=False) as counter:
         model(**batch).loss.backward()
     counted = counter.get_flop_counts()["Global"]
@@ -89,6 +90,20 @@ def test_every_variant_is_measured_beside_both_trainers(benchmark, wanted):
     numbers = table.drop(columns=["model", "task", "method", "variant", "precision"])
     assert (numbers > 0).all(axis=None)
     assert (table.set_index("variant").loc[list(benchmark.LONG), "batch"] == 2).all()
+
+
+def test_growth_is_over_fleets_of_examples_of_one_length(benchmark, wanted):
+    wanted.methods = ["condlora"]
+    cfg = OmegaConf.load(ROOT / "configs/benchmark.yaml")
+    own = OmegaConf.merge(
+        cfg.growth, {"tasks": ["tokens_8", "tokens_24"], "fleets": [2, 3], "batch": 2}
+    )
+    table = benchmark.growth(OmegaConf.create({"training": wanted, "growth": own}))
+    assert set(table["task"]) == {"tokens_8", "tokens_24"}
+    tokens = table["tokens_per_second"] / table["examples_per_second"]
+    assert np.allclose(tokens, table["task"].str.removeprefix("tokens_").astype(int), rtol=1e-3)
+    fleets = {name for name in table["variant"] if name.startswith("fleet_")}
+    assert fleets == {"fleet_2", "fleet_3"}
 
 
 def test_profiles_hours_are_their_examples_over_the_rate(benchmark):

@@ -1,6 +1,7 @@
 """What a run's recipe holds: all that can change its result, and not where its data lie."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from condlora import finetune, grid
@@ -76,7 +77,10 @@ def test_validation_limit_is_recorded_and_keeps_the_first_of_the_held_out_tenth(
     )
     data, fewer = finetune.prepare(whole), finetune.prepare(limited)
     assert fewer.description["counts"]["validation"] == 30
-    assert fewer.validation.rows == data.validation.rows[:30]
-    assert fewer.train.rows == data.train.rows
-    assert fewer.test.rows == data.test.rows
+    assert fewer.validation.lengths == data.validation.lengths[:30]
+    kept = fewer.validation.tokens["input_ids"]
+    assert torch.equal(kept, data.validation.tokens["input_ids"][: len(kept)])
+    for split in ("train", "test"):
+        own, other = (getattr(d, split).tokens["input_ids"] for d in (fewer, data))
+        assert torch.equal(own, other)
     assert recipe(limited)["protocol"]["validation_limit"] == 30

@@ -1,5 +1,7 @@
 """Tokenising, padding and the order of examples."""
 
+import copy
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -32,11 +34,10 @@ def test_pairs_are_cut_at_the_maximum_length_and_counted(backbone):
     text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("rte"))
     split, task = text["train"].select(range(40)), load_task("rte")
     whole = encode(split, task, backbone.tokenizer, max_length=128)
-    lengths = [len(row["input_ids"]) for row in whole.rows]
     cut = encode(split, task, backbone.tokenizer, max_length=16)
     assert whole.truncated == 0
-    assert cut.truncated == sum(n > 16 for n in lengths) > 0
-    assert [len(row["input_ids"]) for row in cut.rows] == [min(n, 16) for n in lengths]
+    assert cut.truncated == sum(n > 16 for n in whole.lengths) > 0
+    assert cut.lengths == [min(n, 16) for n in whole.lengths]
 
 
 def test_each_epoch_sees_every_example_once_in_another_order(backbone, encoded):
@@ -72,6 +73,31 @@ def test_padding_to_the_longest_or_to_the_maximum_gives_equal_logits(backbone, e
     assert torch.allclose(logits["longest"], logits["max_length"], atol=1e-6)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+def test_batches_are_what_the_tokenizer_would_pad(backbone, encoded, padding, side):
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    tokenizer.padding_side, tokenizer._pad_token_type_id = side, 3
+    tokenizer.pad_token = "[MASK]"
+    pad = padder(tokenizer, padding=padding, max_length=128)
+    some = [7, 0, 31, 39]
+    batch = pad(encoded, some)
+    rows = [{k: v.tolist() for k, v in encoded[i].items() if k != "labels"} for i in some]
+    expected = tokenizer.pad(rows, padding=padding, max_length=128, return_tensors="pt")
+    assert set(batch) == {*expected, "labels"} and "token_type_ids" in batch
+    for name, values in expected.items():
+        assert batch[name].dtype == values.dtype and torch.equal(batch[name], values)
+    assert torch.equal(batch["labels"], encoded.labels[some])
+
+
+def test_an_example_is_what_the_tokenizer_made_of_its_text(backbone, encoded):
+    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("rte"))
+    row = text["train"][11]
+    expected = backbone.tokenizer(row["sentence1"], row["sentence2"])
+    example = encoded[11]
+    assert {k: v.tolist() for k, v in example.items()} == {**expected, "labels": row["label"]}
+
+
 def test_packed_batches_tell_how_many_tokens_each_row_has(backbone, encoded):
     loader = training_batches(encoded, collate(backbone, "packed"), batch_size=16, seed=5)
     for batch in loader:
@@ -82,6 +108,6 @@ def test_packed_batches_tell_how_many_tokens_each_row_has(backbone, encoded):
 def test_evaluation_batches_are_sorted_and_their_order_is_told(backbone, encoded):
     batches, order = evaluation_batches(encoded, collate(backbone), batch_size=16)
     labels = torch.cat([batch["labels"] for batch in batches])
-    lengths = [len(encoded.rows[i]["input_ids"]) for i in order]
+    lengths = [encoded.lengths[i] for i in order]
     assert lengths == sorted(lengths)
     assert torch.equal(labels, encoded.labels[order])
