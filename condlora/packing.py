@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -83,8 +84,10 @@ def refusal(reason: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class Group:
-    """Examples whose attention is computed together. rows: (n,) of the batch, int64; columns: (n, l), where each one's
-    tokens are in its row, in order, and after the last some of its padding.
+    """Examples whose attention is computed together.
+
+    rows: (n,) int64, which of the batch; columns: (n, l) int64, where each one's tokens are in its row, in order, and
+    after the last some of its padding.
     """
 
     rows: torch.Tensor
@@ -184,31 +187,43 @@ def describe(_: nn.Module, inputs: tuple, settings: dict, *, is_rotary: bool):
 
 def find_places(mask: torch.Tensor, lengths: list[int], members: int) -> Places:
     """Those of a mask (B, L) of so many tokens a row, which the device is not asked for."""
-    device = mask.device
-    size = len(lengths) // members
-    totals = [sum(lengths[first : first + size]) for first in range(0, len(lengths), size)]
+    of_members = np.array(lengths).reshape(members, -1)
+    totals = of_members.sum(axis=1)
     # Real tokens come first, in order, of all of a member's and in each row. nonzero() would wait for the device.
-    first = torch.arange(members, device=device) * (size * mask.shape[1])
-    index = tokens_first(mask.reshape(members, -1))[:, : max(totals)] + first[:, None]
+    places = of_members.shape[1] * mask.shape[1]
+    first = torch.arange(members, device=mask.device)[:, None] * places
+    index = tokens_first(mask.reshape(members, -1))[:, : totals.max()] + first
+    groups, starts, size = find_groups(mask, of_members.flatten())
+    # Behind a member's rows comes, like one more row, what it has fewer than the member with the most tokens.
+    missing = totals.max() - totals
+    starts = np.column_stack([starts.reshape(members, -1), size + missing.cumsum() - missing])
+    counts = np.column_stack([of_members, missing])
+    slots = ranges(starts.flatten(), counts.flatten(), mask.device)
+    return Places(index, tuple(mask.shape), groups, slots, size + int(missing.sum()))
+
+
+def find_groups(mask: torch.Tensor, lengths: np.ndarray) -> tuple[list[Group], np.ndarray, int]:
+    """The groups of a mask (B, L), the slot (B,) at which each row begins in them, and how many slots they have."""
     columns = tokens_first(mask)
-    rows_of, starts, slot = {}, {}, 0
-    for row, length in enumerate(lengths):
-        rows_of.setdefault(length_class(length), []).append(row)
-    groups = []
-    for rows in rows_of.values():
-        longest = max(lengths[row] for row in rows)
-        starts |= {row: slot + i * longest for i, row in enumerate(rows)}
-        slot += len(rows) * longest
-        rows = torch.tensor(rows).to(device, non_blocking=True)
-        groups.append(Group(rows, columns.index_select(0, rows)[:, :longest]))
-    slots = []
-    for member, total in enumerate(totals):
-        own = range(member * size, (member + 1) * size)
-        slots += [torch.arange(starts[row], starts[row] + lengths[row]) for row in own]
-        slots.append(torch.arange(slot, slot := slot + max(totals) - total))
-    return Places(
-        index, tuple(mask.shape), groups, torch.cat(slots).to(device, non_blocking=True), slot
-    )
+    classes = np.array([length_class(int(length)) for length in lengths])
+    groups, starts, size = [], np.empty_like(lengths), 0
+    for each_class in dict.fromkeys(classes):
+        rows = np.flatnonzero(classes == each_class)
+        longest = int(lengths[rows].max())
+        starts[rows] = size + longest * np.arange(len(rows))
+        size += longest * len(rows)
+        of_device = torch.from_numpy(rows).to(mask.device, non_blocking=True)
+        groups.append(Group(of_device, columns.index_select(0, of_device)[:, :longest]))
+    return groups, starts, size
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray, device: torch.device) -> torch.Tensor:
+    """So many numbers from each start on, one range after the other."""
+    shifts = starts - (counts.cumsum() - counts)
+    # Few numbers cross over, and how many come out is told: neither waits for the device.
+    shifts, repeats = torch.from_numpy(np.stack([shifts, counts])).to(device, non_blocking=True)
+    size = int(counts.sum())
+    return shifts.repeat_interleave(repeats, output_size=size) + torch.arange(size, device=device)
 
 
 def tokens_first(mask: torch.Tensor) -> torch.Tensor:
