@@ -36,7 +36,12 @@ from transformers import get_linear_schedule_with_warmup
 from condlora import methods, spread
 from condlora.backbone import Backbone, add_adapter, fresh_model, load_backbone, save_adapter
 from condlora.checkpoints import Checkpoints, Interruption, Progress, Training, tidy
-from condlora.device import choose_attention, described_environment, make_accelerator
+from condlora.device import (
+    choose_attention,
+    described_environment,
+    make_accelerator,
+    round_frozen,
+)
 from condlora.environment import PeakMemory
 from condlora.errors import (
     ConfigError,
@@ -344,6 +349,7 @@ def prepare_training(
         optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
     )
     # Every process takes its rows itself and sums the gradients, see `condlora.spread`.
+    model = round_frozen(model, accelerator)
     model = accelerator.prepare_model(model, evaluation_mode=spread.processes() > 1)
     optimizer = accelerator.prepare_optimizer(optimizer)
     batches = prepare_data_loader(

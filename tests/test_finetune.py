@@ -170,6 +170,37 @@ def test_attention_changes_a_run_by_rounding_alone(tiny_cells, tmp_path):
     np.testing.assert_allclose(losses("eager"), losses("sdpa"), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "adapter", ["condlora", "dora", "lora_fa", "ln_tuning", "bitfit", "prefix_tuning"]
+)
+def test_frozen_layers_held_in_half_precision_change_no_bit(
+    tiny_cells, tmp_path, monkeypatch, adapter
+):
+    def trained(name):
+        words = (f"adapter={adapter}", "protocol.precision=bf16", "protocol.max_length=100")
+        cfg = one(tiny_cells, "task=rte", *words, f"runs={tmp_path}/{name}")
+        return finetune.run(cfg)["test"], adapter_of(cfg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "round_frozen", lambda model, _: model)
+        scores, expected = trained("whole")
+    found_scores, found = trained("held")
+    assert found_scores == scores and same_tensors(found, expected)
+
+
+@pytest.mark.parametrize("adapter", ["condlora", "lora_fa"])
+def test_layers_of_an_adapter_or_under_it_stay_whole(tiny_cells, adapter):
+    cfg = one(tiny_cells, "task=rte", f"adapter={adapter}", "protocol.precision=bf16")
+    backbone = load_backbone(cfg.backbone, num_labels=2)
+    model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
+    model = finetune.round_frozen(model, finetune.make_accelerator(cfg))
+    layer = model.base_model.model.bert.encoder.layer[0]
+    assert layer.intermediate.dense.weight.dtype == torch.bfloat16
+    assert layer.attention.self.key.bias.dtype == torch.bfloat16
+    assert {p.dtype for p in layer.attention.self.query.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
 def test_unknown_attention_is_refused_in_a_sentence(tiny_cells):
     with pytest.raises(ConfigError, match=r"has no runtime.attention=nonsense .*: use auto\."):
         finetune.run(one(tiny_cells, "task=rte", "runtime.attention=nonsense"))
