@@ -3,6 +3,8 @@
 import shutil
 
 import pytest
+from hydra import compose
+from omegaconf import OmegaConf
 
 from condlora import finetune, grid
 from condlora.cli import explain
@@ -179,3 +181,20 @@ def test_wrong_words_on_the_command_line(monkeypatch, overrides, message):
             ["backbone=minilm", "data=synthetic", *overrides][2 * ("data=directory" in overrides) :]
         )
     assert message in explain(caught.value)
+
+
+def test_cells_are_what_hydra_composes_for_each_seed():
+    words = ("profile=kinship", "task=stsb", "adapter=vera,lora", "protocol.max_steps=3")
+    cells = grid.compose_cells((*words, "seed=4,7"))
+    with grid._composing():
+        expected = [
+            compose("train", [words[0], words[1], f"adapter={adapter}", words[3], f"seed={seed}"])
+            for adapter in ("vera", "lora")
+            for seed in (4, 7)
+        ]
+    resolved = [OmegaConf.to_container(cfg, resolve=True) for cfg in cells]
+    assert resolved == [OmegaConf.to_container(cfg, resolve=True) for cfg in expected]
+    assert [cfg.seed for cfg in cells] == [4, 7, 4, 7]
+    cells[0].protocol.max_steps = 9  # each is its own
+    assert cells[1].protocol.max_steps == 3
+    assert [cfg.seed for cfg in grid.compose_cells((*words, "seed=4", "++seed=5"))] == [5, 5]
