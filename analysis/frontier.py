@@ -1,8 +1,8 @@
 """The frontier: score against trainable parameters, training time and memory, for every method of a grid.
 
 Takes the records of finished runs. A method is drawn if it finished every task and seed that LoRA did (or, without
-LoRA, the method with the most runs), of the seeds that have every task: means over other tasks or seeds would be other quantities. It is on the frontier
-where no method with as few parameters scores as high.
+LoRA, the method with the most runs), of the seeds that have every task: means over other tasks or seeds would be other
+quantities. It is on the frontier where no method with as few parameters scores as high.
 """
 
 from pathlib import Path
@@ -29,14 +29,9 @@ AXES = {  # column -> name of the axis
     "time": "training time / LoRA's",
     "memory_mib": "peak memory, MiB",
 }
-BESIDE = (
-    REFERENCE,
-    "condlora",
-)  # whose scores the others' are compared with: the paper's two methods
+BESIDE = (REFERENCE, "condlora")  # whose scores the others' are compared with: the paper's two
 NAMES_IN_A_COLUMN = 30
-POINTS_BELOW = (
-    20  # those that far below the best are named and not drawn: all others would be one spot
-)
+POINTS_BELOW = 20  # methods so far below the best are named, not drawn: the rest were one spot
 SIDE_BY_SIDE = 1.22  # ratio of the places of two methods with equally many parameters
 
 
