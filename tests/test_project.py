@@ -192,9 +192,34 @@ def test_readme_controls_are_those_of_the_committed_frontier():
     shown = [
         [c.strip() for c in row.split("|")[2:4]] for row in tables_of("What the controls show")
     ]
-    less = ["less_condlora", "less_condlora_low", "less_condlora_high"]
-    for (parameters, numbers), method in zip(shown[2:], order, strict=True):
-        assert parameters == f"{found.parameters[method]:,.0f}"
-        ends = [float(n) for n in re.findall(r"-?[\d.]+", numbers.replace("−", "-"))]
-        assert ends == pytest.approx(found.loc[method, less].tolist(), abs=0.0501)
-    assert f"CondLoRA's {found.score['condlora']:.1f} ± {found.sd['condlora']:.1f}" in README
+
+    def gap(method):
+        less = found.loc[method, ["less_condlora", "less_condlora_low", "less_condlora_high"]]
+        mean, low, high = (f"{value:z.1f}".replace("-", "−") for value in less)
+        return f"{mean} [{low}, {high}]"
+
+    for (parameters, numbers), method in zip(shown[2 : 2 + len(order)], order, strict=True):
+        assert (parameters, numbers) == (f"{found.parameters[method]:,.0f}", gap(method))
+    for method, words in (
+        ("condlora", "CondLoRA's"), ("full", "full fine-tuning has"), ("corda", "CorDA"), ("oft", "OFT"), ("lora", "LoRA"),
+    ):  # fmt: skip
+        assert f"{words} {found.score[method]:.1f} ± {found.sd[method]:.1f}" in README
+    place = found.score.rank(ascending=False)["condlora"]
+    assert f"Of {len(found)} methods CondLoRA is {place:.0f}th" in README
+    for method in ("ia3", "ln_tuning", "condlora_dora"):
+        assert gap(method) in README, method
+
+
+def test_readme_scores_at_equal_parameters_are_those_of_the_committed_frontier():
+    found = pd.read_csv(ROOT / "results/kinship_rank/tables/frontier.csv")
+    columns = ("lora", "share_lora_ab", "condlora", "condlora_random")
+    of_methods = {}
+    for row in found.itertuples():
+        place = f"{row.parameters:,.0f}", row.method.rpartition("_r")[0]
+        of_methods[place] = f"{row.score:.1f} ± {row.sd:.1f}"
+    shown = {}
+    for row in tables_of("What the controls show"):
+        parameters, *scores = [cell.strip() for cell in row.split("|")[1:-1]]
+        if len(scores) == len(columns) and parameters[0].isdigit():
+            shown |= {(parameters, m): s for m, s in zip(columns, scores, strict=True) if s}
+    assert shown == of_methods
