@@ -504,6 +504,7 @@ FORMULAS = {
     "condlora": 2 * 2 * 8 * WIDTH,  # theta_A and theta_B of two kinds (Kim et al., Table 4)
     "condlora_frozen_a": 2 * 8 * WIDTH,  # theta_B alone
     "cond_adalora": 2 * 2 * 12 * WIDTH + TARGETS * 12,  # and Lambda, before it is pruned
+    "cond_pissa": 2 * 2 * 8 * WIDTH,  # as CondLoRA
     "condlora_dora": 2 * 2 * 8 * WIDTH + TARGETS * WIDTH,  # and a magnitude for each output
     "share_lora_a": 2 * 8 * WIDTH + LORA // 2,
     "share_lora_b": 2 * 8 * WIDTH + LORA // 2,

@@ -69,6 +69,7 @@ METHODS = {
     "rslora": lambda **s: LoraConfig(r=4, lora_alpha=4, use_rslora=True, **s),
     "condlora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, **s),
     "tied_lora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="tied_lora", **s),
+    "cond_pissa": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="cond_pissa", **s),
     "condlora_other_layer": lambda **s: CondLoraConfig(
         r=4, lora_alpha=4, method="condlora_other_layer", **s
     ),
@@ -137,6 +138,7 @@ def alone(request):
         ["condlora", "lora", "condlora"],
         ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
         ["condlora_other_layer", "condlora_other_layer"],
+        ["cond_pissa", "condlora", "cond_pissa"],
     ],
     ids="+".join,
 )

@@ -10,6 +10,7 @@ import dataclasses
 from condlora.errors import AdapterError
 from condlora.tuner.methods.base import Method
 from condlora.tuner.methods.cond_adalora import CondAdaLora
+from condlora.tuner.methods.cond_pissa import CondPissa
 from condlora.tuner.methods.condlora import CondLora
 from condlora.tuner.methods.controls import (
     FrozenA,
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "condlora_other_layer": OtherLayer,
     "condlora_frozen_a": FrozenA,
     "cond_adalora": CondAdaLora,
+    "cond_pissa": CondPissa,
     "share_lora": ShareLora,
     "tied_lora": TiedLora,
     "lora_xs": LoraXs,
