@@ -19,10 +19,14 @@ import contextlib
 import copy
 import io
 import math
+import os
+import signal
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import optuna
@@ -40,6 +44,7 @@ from condlora.progress import say
 from condlora.records import read_record, recipe, recipe_hash, run_folder
 
 STUDY = ["task", "adapter"]
+GRACE = 30.0  # seconds for a run to write its checkpoint
 
 
 def search(cfg: DictConfig) -> pd.DataFrame:
@@ -57,13 +62,27 @@ def search(cfg: DictConfig) -> pd.DataFrame:
         tables = [run_study(plan) for plan in studies]
     else:  # a fresh process a study: one that has seen several tasks keeps the memory of all
         spawn = get_context("spawn")
-        with ProcessPoolExecutor(cfg.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(
+            cfg.jobs, mp_context=spawn, initializer=leave_with_parent, max_tasks_per_child=1
+        ) as pool:
             tables = list(pool.map(run_study, studies))
     table = pd.concat([choose(table) for table in tables], ignore_index=True)
     path = Path(cfg.results) / cfg.profile / "search.csv"
     written = pd.concat([studies_beside(table, path), table], ignore_index=True)
     write_atomically(path, lambda path: written.to_csv(path, index=False))
     return table
+
+
+def leave_with_parent() -> None:
+    """Have this process end, with a checkpoint, when the one that started it does: killed, that could not tell it."""
+
+    def watch() -> None:
+        parent_process().join()
+        for _ in range(2):  # the first asks a run to end, the second ends whatever is not one
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(GRACE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def studies_beside(table: pd.DataFrame, path: Path) -> pd.DataFrame:

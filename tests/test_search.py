@@ -1,9 +1,13 @@
 """The search for a learning rate: what it reads, what it chooses, and that it survives a kill."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
@@ -244,3 +248,32 @@ def test_first_trials_are_trained_together_where_asked(tmp_path):
     found = {(r["adapter"], r["recipe"]["protocol"]["learning_rate"]): r["fleet"] for r in records}
     assert [found["lora", rate] for rate in RATES] == [2, 2, 1]
     assert len(table) == len(records) == 8
+
+
+def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_path):
+    """Else they would go on alone, each to the end of its study."""
+    overrides = ["backbone=tiny", "task=rte", "adapter=lora,condlora", "protocol.max_steps=100000"]
+    words = [
+        "profile=embedded", f"overrides={json.dumps(overrides)}", "learning_rates=[1e-3]", "jobs=2",
+        f"runs={tmp_path}/runs", f"results={tmp_path}/results",
+    ]  # fmt: skip
+    command = [sys.executable, ROOT / "scripts/search_learning_rate.py", *words]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def curves():  # of runs that have made their first evaluation
+        return list(tmp_path.glob("runs/search/*/*/*/*/*/curve.csv"))
+
+    try:
+        deadline = time.monotonic() + 120
+        while len(curves()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        workers = psutil.Process(parent.pid).children(recursive=True)
+    finally:
+        parent.kill()
+    _, left = psutil.wait_procs(workers, timeout=60)
+    for worker in left:
+        worker.kill()
+    assert not left and len(curves()) == 2
+    for curve in curves():
+        assert json.loads((curve.parent / "record.json").read_text())["status"] == "interrupted"
+        assert list(curve.parent.glob("checkpoints/*"))
