@@ -235,3 +235,22 @@ def test_readme_scores_at_equal_parameters_are_those_of_the_committed_frontier()
         if len(scores) == len(columns) and parameters[0].isdigit():
             shown |= {(parameters, m): s for m, s in zip(columns, scores, strict=True) if s}
     assert shown == of_methods
+
+
+def test_readme_speeds_are_those_of_the_committed_benchmark():
+    found = pd.read_csv(ROOT / "results/benchmark/training.csv")
+    found = found.set_index(["model", "method", "variant", "task"])
+    columns = [
+        ("over_trainer_512", "cola", ".0f"),
+        ("over_trainer_512", "rte", ".1f"),
+        ("over_trainer_dynamic", "cola", ".2f"),
+        ("over_trainer_dynamic", "rte", ".2f"),
+    ]
+    shown = [[c.strip() for c in row.split("|")[2:-1]] for row in tables_of("Speed")[2:]]
+    assert shown == [
+        [
+            f"{found.loc[('minilm', 'lora', variant, task), over]:{form}}"
+            for over, task, form in columns
+        ]
+        for variant in ("longest", "packed", "fleet_4")
+    ]
