@@ -63,7 +63,7 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     fleet_4 is four runs, of as many seeds, packed and trained together; its rates are of all four. Variants take turns,
     and a turn begins anew: model, optimizer, loop. Its first step warms up, `steps` more are
     timed, batches being made in that time. Rates are medians over turns, and so are their ratios over the Trainer's
-    with LoRA in the same turn.
+    with LoRA in the same turn; turns says how many.
     tokens_per_second: real ones. of_matrix_rate: what the linear layers must do for them, forward and gradients, over
     what the device does in a large product of the same precision; the rest is padding, attention and all else.
     peak_memory_mib: of the device, or on a CPU of the process.
@@ -115,6 +115,7 @@ def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> lis
             "variant": contest[1],
             "batch": batch_size(wanted, contest[1]),
             "precision": precision,
+            "turns": len(turns),
             "examples_per_second": examples,
             "tokens_per_second": tokens,
             "of_matrix_rate": tokens * flops / limit,

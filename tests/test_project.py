@@ -247,10 +247,14 @@ def test_readme_speeds_are_those_of_the_committed_benchmark():
         ("over_trainer_dynamic", "rte", ".2f"),
     ]
     shown = [[c.strip() for c in row.split("|")[2:-1]] for row in tables_of("Speed")[2:]]
-    assert shown == [
-        [
-            f"{found.loc[('minilm', 'lora', variant, task), over]:{form}}"
+
+    def ratios(model, variant):
+        return [
+            f"{found.loc[(model, 'lora', variant, task), over]:{form}}"
             for over, task, form in columns
         ]
-        for variant in ("longest", "packed", "fleet_4")
-    ]
+
+    assert shown == [ratios("minilm", variant) for variant in ("longest", "packed", "fleet_4")]
+    cola, rte, cola_dynamic, rte_dynamic = ratios("roberta-base", "packed")
+    assert f"{cola} times the examples of the first on CoLA's texts and {rte} on" in README
+    assert f"{cola_dynamic} and {rte_dynamic} times those of the second" in README
