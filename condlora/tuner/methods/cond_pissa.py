@@ -1,8 +1,8 @@
 """Conditional PiSSA: every layer starts as PiSSA does, at its own W's largest singular triplets, and moves by shared maps.
 
 PiSSA (Meng et al. 2024, arXiv 2404.02948) on CondLoRA, whose paper leaves LoRA's variants (AdaLoRA and more) to future
-work; this one and its form are our choice. PiSSA takes B0 A0, the triplets, out of W and trains B and A from there, so its update is
-B A - B0 A0. Here A - A0 and B - B0 are what CondLoRA makes of W, and W stays whole.
+work; this one and its form are our choice. PiSSA takes B0 A0, the triplets, out of W and trains B and A from there, so its
+update is B A - B0 A0. Here A - A0 and B - B0 are what CondLoRA makes of W, and W stays whole.
 """
 
 from __future__ import annotations
