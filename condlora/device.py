@@ -91,7 +91,7 @@ FLEET_ON_GPU = 16  # runs; a step of one leaves a large GPU idle
 
 
 def fleet_size(cfg: DictConfig) -> int:
-    """How many runs are trained together: `runtime.fleet`, or for "auto" one on a CPU, which it leaves no faster.
+    """How many runs are trained together: `runtime.fleet`, or for "auto" one on a CPU, where only short texts gain.
 
     One where several processes share a run.
     """

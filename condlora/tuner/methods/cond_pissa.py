@@ -34,7 +34,8 @@ class CondPissa(CondLora):
 
     @property
     def formula(self) -> str:
-        return f"B A - B0 A0 of W's r / 2 largest singular triplets B0 A0, with {super().formula} added to A0 and B0"
+        maps = super().formula.replace("A =", "a =").replace("B =", "b =")
+        return f"(B0 + b) (A0 + a) - B0 A0, with W's r / 2 largest singular triplets B0 A0 and {maps}"
 
     def tensors(self, W, r):
         if r % 2:
