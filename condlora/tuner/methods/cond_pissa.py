@@ -35,7 +35,7 @@ class CondPissa(CondLora):
     @property
     def formula(self) -> str:
         maps = super().formula.replace("A =", "a =").replace("B =", "b =")
-        return f"(B0 + b) (A0 + a) - B0 A0, with W's r / 2 largest singular triplets B0 A0 and {maps}"
+        return f"(B0 + b) (A0 + a) - B0 A0, W's r / 2 largest singular triplets B0 A0, {maps}"
 
     def tensors(self, W, r):
         if r % 2:
