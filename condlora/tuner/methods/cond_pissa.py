@@ -35,7 +35,8 @@ class CondPissa(CondLora):
     @property
     def formula(self) -> str:
         maps = super().formula.replace("A =", "a =").replace("B =", "b =")
-        return f"(B0 + b) (A0 + a) - B0 A0, W's r / 2 largest singular triplets B0 A0, {maps}"
+        start = "B0 A0 being W's r / 2 largest singular triplets"
+        return f"the update is (B0 + b) (A0 + a) - B0 A0, {start}, {maps}"
 
     def tensors(self, W, r):
         if r % 2:
