@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from omegaconf import DictConfig
 
 from analysis import efficiency, glue_scores, typeset
@@ -32,7 +33,7 @@ AXES = {  # column -> name of the axis
 BESIDE = (REFERENCE, "condlora")  # whose scores the others' are compared with: the paper's two
 NAMES_IN_A_COLUMN = 30
 POINTS_BELOW = 20  # methods so far below the best are named, not drawn: the rest were one spot
-SIDE_BY_SIDE = 1.22  # ratio of the places of two methods with equally many parameters
+SIDE_BY_SIDE = 0.02  # of the axis, from one method to the next that has equally many parameters
 
 
 def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[str]]:
@@ -190,18 +191,24 @@ def draw(found: pd.DataFrame, folder: Path) -> Path:
     else:
         axes[0].set_xscale("log")
         axes[0].set_xlim(left=0.6 * least)
+        is_narrow = shown.parameters.max() < 100 * least
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,)))
+        axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
     _name(found, set(found.index) - set(shown.index), axes[-1])
     return save(fig, folder / "frontier", found)[0]
 
 
 def _scatter(shown: pd.DataFrame, column: str, ax: Axes) -> None:
+    counts = shown.parameters[shown.parameters > 0]
+    step = (counts.max() / counts.min()) ** SIDE_BY_SIDE
     for number, row in zip(shown.index + 1, shown.itertuples(), strict=True):
         x, colour = getattr(row, column), _colour(row.method)
         if np.isnan(x):
             continue
         if column == "parameters":  # those with equally many stand side by side
             alike = list(shown.index[shown.parameters == x])
-            x *= SIDE_BY_SIDE ** (alike.index(row.Index) - (len(alike) - 1) / 2)
+            x *= step ** (alike.index(row.Index) - (len(alike) - 1) / 2)
         ax.plot([x, x], [row.low, row.high], color=colour, linewidth=0.6, alpha=0.6)
         ax.plot(
             [x], [row.score], "o", markersize=9, markeredgecolor=colour, markerfacecolor="white"
