@@ -239,7 +239,7 @@ def test_readme_scores_at_equal_parameters_are_those_of_the_committed_frontier()
 
 def test_readme_speeds_are_those_of_the_committed_benchmark():
     found = pd.read_csv(ROOT / "results/benchmark/training.csv")
-    found = found.set_index(["model", "method", "variant", "task"])
+    found = found.set_index(["model", "method", "variant", "task"]).sort_index()
     columns = [
         ("over_trainer_512", "cola", ".0f"),
         ("over_trainer_512", "rte", ".1f"),
@@ -258,3 +258,13 @@ def test_readme_speeds_are_those_of_the_committed_benchmark():
     cola, rte, cola_dynamic, rte_dynamic = ratios("roberta-base", "packed")
     assert f"{cola} times the examples of the first on CoLA's texts and {rte} on" in README
     assert f"{cola_dynamic} and {rte_dynamic} times those of the second" in README
+    of_matrix_rate = found.of_matrix_rate["roberta-base", "lora", "packed"]
+    assert f"at {of_matrix_rate['cola']:.2f} and {of_matrix_rate['rte']:.2f} of" in README
+
+
+def test_readme_growth_is_that_of_the_committed_benchmark():
+    found = pd.read_csv(ROOT / "results/benchmark/growth.csv")
+    rate = found[found.method == "lora"].set_index(["variant", "task"]).examples_per_second
+    gain = rate["fleet_16"] / rate["packed"]
+    assert f"some {gain['tokens_16']:.1f} times the examples of one" in " ".join(README.split())
+    assert gain["tokens_256"] == pytest.approx(0.5, abs=0.02)  # "half as many"
