@@ -91,7 +91,7 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     rows += [
         [f"{label(a)} − {label(REFERENCE)}", *ours(gaps, a, "points")]
         for a in adapters
-        if a != REFERENCE
+        if a != REFERENCE and REFERENCE in adapters
     ]
     majority = runs.groupby("task").majority_points.first()
     rows.append(["Commonest class", *printed(lambda task: majority.get(task, float("nan")))])

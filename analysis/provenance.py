@@ -45,7 +45,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     )
     return [
         ("Backbone", listed(backbones)),
-        ("Methods", listed(adapters)),
+        ("Methods", " / ".join(dict.fromkeys(adapters))),
         ("Tasks", ", ".join(_names(done))),
         ("Data", each("data", "source")),
         ("Seeds", f"{len(seeds)}: {', '.join(map(str, seeds))}"),

@@ -1,5 +1,6 @@
 """Which runs an analysis reads: the grid of a profile, its finished cells and their matrices."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +139,11 @@ def task_order(task: str) -> tuple[int, str]:
     return (known.index(task) if task in known else len(known), task)
 
 
-def adapter_order(adapter: str) -> tuple[int, str]:
-    """Sorting key: LoRA, CondLoRA, then any other method by name."""
+def adapter_order(adapter: str) -> tuple[int, list[str | int]]:
+    """Sorting key: LoRA, CondLoRA, then any other method by name, rank 2 before rank 16."""
     known = [REFERENCE, "condlora"]
-    return (known.index(adapter) if adapter in known else len(known), adapter)
+    parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", adapter)]
+    return (known.index(adapter) if adapter in known else len(known), parts)
 
 
 def load_stacks(

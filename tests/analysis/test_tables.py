@@ -59,6 +59,15 @@ def test_failed_and_stale_runs_are_not_averaged(cell, spoil):
     assert row(table, "LoRA")["Avg."] == "–"
 
 
+def test_ranks_stand_in_their_order_and_without_lora_nothing_is_compared_with_it(cell):
+    ranks = [
+        cell("rte", f"{method}_r{r}", 0, 0.5) for method in ("lora", "condlora") for r in (16, 2)
+    ]
+    names = [r[0] for r in glue_scores.table2(glue_scores.scores(finished(ranks))).rows]
+    assert names[:4] == ["CondLoRA, r = 2", "CondLoRA, r = 16", "LoRA, r = 2", "LoRA, r = 16"]
+    assert not any(name.endswith("− LoRA") for name in names if not name.startswith("Paper"))
+
+
 def test_the_resolution_of_the_test_set_stands_beside_the_scores(cell):
     counts = {"counts": {"train": 9, "validation": 9, "test": 277}, "majority_score": 0.5}
     table = glue_scores.table2(
