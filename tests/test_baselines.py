@@ -38,7 +38,8 @@ METHODS = sorted(
 )  # those are the same at other ranks and from another start
 TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
 # Those whose update is one s B A on each W, which the analyses of matrices take.
-ONE_PRODUCT = ["lora", "condlora", "rslora", "lora_plus", "lora_fa"]
+ONE_PRODUCT = ["lora", "rslora", "lora_plus", "lora_fa"]
+ONE_PRODUCT += ["condlora", "condlora_rslora", "condlora_all_linear"]
 # What a toy of width 16 and 128 positions asks for.
 FITTING = {
     "corda": ["adapter.examples=20"],
@@ -84,7 +85,7 @@ def cell(tiny_cells):
 
 
 def killed_and_resumed(cfg, step):
-    with pytest.raises(Stop), fault(stop, step, [(finetune, "take_step")]):
+    with pytest.raises(Stop), fault(stop, step, [(finetune, "end_step")]):
         finetune.run(cfg)
     return finetune.run(cfg)
 
@@ -505,6 +506,8 @@ FORMULAS = {
     "condlora_frozen_a": 2 * 8 * WIDTH,  # theta_B alone
     "cond_adalora": 2 * 2 * 12 * WIDTH + TARGETS * 12,  # and Lambda, before it is pruned
     "cond_pissa": 2 * 2 * 8 * WIDTH,  # as CondLoRA
+    "condlora_rslora": 2 * 2 * 8 * WIDTH,
+    "condlora_all_linear": 8 * (4 * 2 * WIDTH + 2 * (WIDTH + INNER)),  # six kinds, each r (in + out)
     "condlora_dora": 2 * 2 * 8 * WIDTH + TARGETS * WIDTH,  # and a magnitude for each output
     "share_lora_a": 2 * 8 * WIDTH + LORA // 2,
     "share_lora_b": 2 * 8 * WIDTH + LORA // 2,

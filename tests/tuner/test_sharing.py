@@ -44,6 +44,8 @@ SHIPPED = [
     "condlora_other_layer",
     "condlora_frozen_a",
     "condlora_dora",
+    "condlora_rslora",
+    "condlora_all_linear",
     "cond_adalora",
     "cond_pissa",
     "share_lora_a",
@@ -883,6 +885,7 @@ def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
     # Conditional AdaLoRA is pruned to 8; of Conditional PiSSA half is W's own.
     assert config.r == {"cond_adalora": 12, "cond_pissa": 16}.get(adapter, 8)
     assert config.use_dora == (adapter == "condlora_dora")
+    assert config.use_rslora == (adapter == "condlora_rslora")
     assert finetune.count_parameters(model, backbone)["adapter"] == sum(
         parameter.numel() for parameter in trained(model).values()
     )
@@ -907,7 +910,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_that_was_not
     assert record["status"] == "done" and record["test"]
 
     def doomed():
-        with fault(kill, 5, [(finetune, "take_step")]):
+        with fault(kill, 5, [(finetune, "end_step")]):
             finetune.run(cells[1])
 
     assert in_child(doomed) == KILLED
