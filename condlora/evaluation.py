@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from condlora import methods
 from condlora.backbone import Backbone, base_for, load_adapter
-from condlora.errors import ConfigError, DivergedError
+from condlora.errors import ConfigError, DeviceError, DivergedError
 from condlora.files import write_atomically
 from condlora.glue.batches import Collate, Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
@@ -37,16 +37,22 @@ def predict(
 
     Raises:
         DivergedError: an output is NaN or infinite, of which argmax would make a label.
+        DeviceError: a batch does not fit into the device's memory.
     """
     model = accelerator.unwrap_model(model).eval()
-    batches, order = evaluation_batches(
-        split, collator(cfg, data), batch_size=cfg.runtime.evaluation_batch_size
-    )
+    size = batch_size(cfg, accelerator.device)
+    batches, order = evaluation_batches(split, collator(cfg, data), batch_size=size)
     outputs = []
     for batch in batches:
         inputs = inputs_of(batch, accelerator)
-        with accelerator.autocast():
-            outputs.append(model(**inputs).logits.float())
+        try:
+            with accelerator.autocast():
+                outputs.append(model(**inputs).logits.float())
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"An evaluation's batch of {size} examples does not fit into the device's memory: set "
+                f"runtime.evaluation_batch_size={max(1, size // 2)} and run the same command again."
+            ) from error
     logits = torch.cat(outputs).cpu()
     if not logits.isfinite().all():
         raise DivergedError(
@@ -56,6 +62,13 @@ def predict(
     if data.task.is_regression:
         return logits.squeeze(-1).double().numpy() * data.target_sd + data.target_mean
     return logits.argmax(dim=-1).numpy()
+
+
+def batch_size(cfg: DictConfig, device: torch.device) -> int:
+    """Examples of an evaluation's batch: `runtime.evaluation_batch_size`, or for "auto" what keeps the device busy."""
+    if cfg.runtime.evaluation_batch_size != "auto":
+        return cfg.runtime.evaluation_batch_size
+    return 64 if device.type == "cpu" else 512
 
 
 def inputs_of(batch: dict, accelerator: Accelerator) -> dict:

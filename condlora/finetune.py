@@ -1,8 +1,8 @@
 """Fine-tune, evaluate and record one cell of the grid: `run(cfg)`, read from top to bottom.
 
     prepare   data, backbone, adapter; everything that can be wrong is found here
-    train     the loop, with evaluation, choice of the best checkpoint and early stopping; it asks for each batch's
-              gradients by a `yield`, so that those of several runs can be made in one pass: see `condlora.fleet`
+    train     the loop, with evaluation, choice of the best checkpoint and early stopping; it asks for each step on a
+              batch by a `yield`, so that those of several runs can be taken as one: see `condlora.fleet`
     test      the saved adapter, loaded afresh, on validation and test
     record    one JSON, see `condlora.records`
 
@@ -65,6 +65,7 @@ from condlora.fleet import Request, drive
 from condlora.glue.batches import padder, training_batches
 from condlora.glue.prepare import Data, prepare
 from condlora.init_adapter import start_from
+from condlora.optimizer import adamw
 from condlora.ownership import Claim
 from condlora.progress import RunBar, say
 from condlora.records import (
@@ -110,7 +111,7 @@ Steps = Generator[Request, torch.Tensor, dict]
 
 
 def run_steps(cfg: DictConfig, interruption: Interruption, fleet: int = 1) -> Steps:
-    """`run`, handing out each batch whose gradients it wants; returns the record.
+    """`run`, handing out each batch on which it wants a step; returns the record.
 
     fleet: runs that are trained together, for the record.
     """
@@ -268,8 +269,8 @@ def train(
 ) -> Generator[Request, torch.Tensor, Progress]:
     """The training loop, from the newest checkpoint if there is one.
 
-    Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`. A batch is handed out for its
-    gradients, which come with its loss.
+    Leaves the chosen adapter in `folder/adapter` and the curve in `folder/curve.csv`. A batch is handed out for a step
+    of the optimizer; its loss comes back.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -295,8 +296,9 @@ def train(
         batches.set_epoch(progress.epoch)
         done = progress.step - progress.epoch * len(batches)
         for batch in islice(batches, done, None):
-            loss = yield Request(training, with_targets(batch, data), accelerator)
-            take_step(training, len(batch["labels"]), loss, accelerator, protocol)
+            batch = with_targets(batch, data)
+            loss = yield Request(training, batch, accelerator, protocol.max_grad_norm)
+            end_step(training, len(batch["labels"]), loss, accelerator)
             bar.step()
             is_evaluated = progress.step % evaluate_every == 0
             interruption.asked = spread.asked_of_any(interruption.asked, accelerator.device)
@@ -338,13 +340,7 @@ def prepare_training(
     protocol = cfg.protocol
     methods.begin(model, cfg.adapter, total_steps)
     groups = methods.parameter_groups(model, cfg.adapter, protocol.learning_rate)
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=protocol.learning_rate,
-        weight_decay=protocol.weight_decay,
-        # One kernel for all parameters; on a CPU it would round otherwise than the runs that were made there.
-        fused=accelerator.device.type == "cuda",
-    )
+    optimizer = adamw(groups, protocol.learning_rate, protocol.weight_decay, accelerator.device)
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
     )
@@ -372,17 +368,11 @@ def with_targets(batch: dict, data: Data) -> dict:
     return batch | {"labels": (batch["labels"] - data.target_mean) / data.target_sd}
 
 
-def take_step(
-    training: Training,
-    examples: int,
-    loss: torch.Tensor,
-    accelerator: Accelerator,
-    protocol: DictConfig,
+def end_step(
+    training: Training, examples: int, loss: torch.Tensor, accelerator: Accelerator
 ) -> None:
-    """One step of the optimizer with the gradients that are there, of a batch of so many examples and of this loss."""
+    """What follows the optimizer's step on a batch of so many examples and of this loss."""
     progress = training.progress
-    accelerator.clip_grad_norm_(training.trainable.values(), protocol.max_grad_norm)
-    training.optimizer.step()
     training.schedule.step()
     progress.step += 1
     methods.after_step(accelerator.unwrap_model(training.model), progress.step)

@@ -1,12 +1,13 @@
 """Several runs trained as one fleet: one pass over the frozen backbone makes the gradients of all of them.
 
 Each run is the plain loop of `condlora.finetune`, which hands out a batch by `yield` and goes on when it is given the
-batch's loss, its gradients added. `drive` collects the batches of all runs, and where runs fit together their
+batch's loss, a step having been taken. `drive` collects the batches of all runs, and where runs fit together their
 gradients come from one forward and one backward pass: the rows of all batches go through the first run's model, whose
-frozen layers are equal in all, and at each layer that a run trains every run's own takes its rows, the low-rank
-updates as one batched product. Everything else (optimizer, schedule, clipping, evaluation, choice of the best,
-stopping, checkpoints, record) is each run's own and knows nothing of the others, so a run may end, fail or join at
-any step.
+frozen layers are equal in all, and at each layer that a run trains every run's own takes its rows, low-rank updates
+and heads as batched products. Their optimizers' steps are one as well (`condlora.optimizer`). Everything else
+(schedule, evaluation, choice of the best, stopping, checkpoints, record) is each run's own and knows nothing of the
+others, so a run may end, fail or join at any step. Evaluation gains nothing by being joint: a run alone may have
+batches as large as the device likes.
 
 What a run computes is the same but for rounding, and for dropout, whose draws come from one stream for the fleet. So
 the bits of a run depend on its companions; a fleet that is killed goes on to the bits it would have had, unless the
@@ -31,6 +32,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from condlora.checkpoints import Training
 from condlora.errors import Interrupted
+from condlora.optimizer import can_step_together, step_together
 from condlora.progress import say
 from condlora.tuner.layer import Linear as CondLoraLinear
 from condlora.tuner.methods.base import Method
@@ -42,11 +44,12 @@ LowRank = LoraLinear | CondLoraLinear
 
 @dataclass(frozen=True)
 class Request:
-    """A batch, padded and on the device, whose gradients a run wants added to those of its parameters."""
+    """A batch, padded and on the device, on which a run wants its optimizer's step, gradients clipped to that norm."""
 
     training: Training
     batch: dict[str, torch.Tensor]
     accelerator: Accelerator
+    max_grad_norm: float
 
 
 Gradients = Callable[[Request], torch.Tensor]
@@ -129,6 +132,7 @@ class Fleet:
                     losses = [self.gradients(asked[part[0]])]
                 else:
                     losses = joint_gradients([asked[index] for index in part])
+                take_step([asked[index] for index in part])
             except torch.OutOfMemoryError:
                 for index in part:
                     asked[index].training.optimizer.zero_grad()
@@ -139,6 +143,18 @@ class Fleet:
             except Exception as error:
                 losses = [error] * len(part)
             yield from zip(part, losses, strict=True)
+
+
+def take_step(requests: list[Request]) -> None:
+    """Clip the gradients and take the optimizer's step of each run; of several as one where all can."""
+    trainings = [request.training for request in requests]
+    limits = [request.max_grad_norm for request in requests]
+    if len(requests) > 1 and all(map(can_step_together, trainings)):
+        step_together(trainings, limits)
+        return
+    for request, training, limit in zip(requests, trainings, limits, strict=True):
+        request.accelerator.clip_grad_norm_(training.trainable.values(), limit)
+        training.optimizer.step()
 
 
 def share_frozen(model: PeftModel, other: PeftModel) -> bool:
@@ -262,10 +278,7 @@ def together(models: list[PeftModel]) -> Iterator[None]:
     first = [models[0].get_submodule(name) for name in names]
     for name, module in zip(names, first, strict=True):
         own = [model.get_submodule(name) for model in models]
-        of_low_rank = isinstance(module, LowRank)
-        module.forward = (
-            partial(low_rank, own) if of_low_rank else partial(each, [m.forward for m in own])
-        )
+        module.forward = partial(low_rank if isinstance(module, LowRank) else heads, own)
     try:
         yield
     finally:
@@ -273,12 +286,17 @@ def together(models: list[PeftModel]) -> Iterator[None]:
             del module.forward
 
 
-def each(forwards: list[Callable], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """Every model's own layer on its rows."""
-    parts = x.chunk(len(forwards))
-    return torch.cat(
-        [own(part, *args, **kwargs) for own, part in zip(forwards, parts, strict=True)]
-    )
+def heads(wrappers: list[ModulesToSaveWrapper], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    """Every model's own head on its rows, each of a head's products being one batched product of all."""
+    own = [wrapper.modules_to_save[ADAPTER] for wrapper in wrappers]
+    names = [name for name, _ in own[0].named_parameters()]
+    stacked = {name: torch.stack([head.get_parameter(name) for head in own]) for name in names}
+
+    def head(tensors: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(own[0], tensors, (rows, *args), kwargs)
+
+    rows = x.unflatten(0, (len(own), -1))
+    return torch.vmap(head, randomness="different")(stacked, rows).flatten(0, 1)
 
 
 def low_rank(layers: list[LowRank], x: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ RULES: dict[str, Rule] = {
     "runtime.device": one_of("auto", "cpu", "cuda"),
     "runtime.threads": or_null(whole(1)),
     "runtime.padding": one_of("auto", "packed", "longest", "max_length"),
-    "runtime.evaluation_batch_size": whole(1),
+    "runtime.evaluation_batch_size": auto_or(whole(1)),
     "runtime.fleet": auto_or(whole(1)),
     "runtime.deterministic": one_of(True, False),
     "runtime.checkpoint_minutes": or_null(above(0)),

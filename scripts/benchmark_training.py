@@ -35,12 +35,12 @@ from condlora.environment import PeakMemory
 from condlora.errors import ConfigError
 from condlora.evaluation import collator
 from condlora.finetune import (
+    end_step,
     gradients,
     initialise,
     num_labels,
     prepare_training,
     streams,
-    take_step,
     with_targets,
 )
 from condlora.fleet import Fleet, Request
@@ -53,6 +53,7 @@ from condlora.grid import compose_cells, compose_common
 TOKENS = "tokens_"  # before how many each example has, in place of a task's name
 TRAINERS = ("trainer_512", "trainer_dynamic")  # as the authors; with DataCollatorWithPadding
 OURS = ("max_length", "longest", "packed")
+COMPILED = "compiled"  # as "longest", by torch.compile, once for all lengths
 LONG = ("trainer_512", "max_length")  # every row at the maximum length
 SEED = 0
 
@@ -63,7 +64,8 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     fleet_4 is four runs, of as many seeds, packed and trained together; its rates are of all four. Variants take turns,
     and a turn begins anew: model, optimizer, loop. Its first step warms up, `steps` more are
     timed, batches being made in that time. Rates are medians over turns, and so are their ratios over the Trainer's
-    with LoRA in the same turn; turns says how many.
+    with LoRA in the same turn; turns says how many. first_step_seconds: of what begins a turn and its first step, in which
+    torch.compile compiles.
     tokens_per_second: real ones. of_matrix_rate: what the linear layers must do for them, forward and gradients, over
     what the device does in a large product of the same precision; the rest is padding, attention and all else.
     peak_memory_mib: of the device, or on a CPU of the process.
@@ -72,7 +74,8 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     rows = []
     for model in wanted.models:
         for task in wanted.tasks:
-            ours = [*OURS, *(f"fleet_{size}" for size in wanted.fleets)]
+            ours = [*OURS, *[COMPILED] * wanted.compiled]
+            ours += [f"fleet_{size}" for size in wanted.fleets]
             contests = [(method, variant) for method in wanted.methods for variant in ours]
             contests = [("lora", variant) for variant in TRAINERS] + contests
             turns = [
@@ -95,7 +98,7 @@ def growth(cfg: DictConfig) -> pd.DataFrame:
 
 
 def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> list[dict]:
-    """A row for each (method, variant) of turns that map them to (examples a second, MiB)."""
+    """A row for each (method, variant) of turns that map them to what `turn` gives."""
     lengths = sample(wanted, task, 1000)
     flops = flops_per_token(wanted, model, task, round(lengths.mean()))
     accelerator = make_accelerator(cell(wanted, model, task, "lora", "longest"))
@@ -120,6 +123,7 @@ def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> lis
             "tokens_per_second": tokens,
             "of_matrix_rate": tokens * flops / limit,
             "peak_memory_mib": max(t[contest][1] or math.nan for t in turns),
+            "first_step_seconds": statistics.median(t[contest][2] for t in turns),
         }
         rows.append(
             {k: round(v, 4) if isinstance(v, float) else v for k, v in (row | over).items()}
@@ -132,10 +136,10 @@ def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> lis
 
 def turn(
     wanted: DictConfig, model: str, task: str, method: str, variant: str
-) -> tuple[float, float | None]:
-    """Examples a second and peak memory in MiB of some steps, everything begun anew."""
+) -> tuple[float, float | None, float]:
+    """Examples a second, peak memory in MiB and seconds to the end of the first step, everything begun anew."""
     is_trainer, members = variant in TRAINERS, members_in(variant)
-    padding = "packed" if members > 1 else "longest" if is_trainer else variant
+    padding = "packed" if members > 1 else variant if variant in OURS else "longest"
     cfg = cell(wanted, model, task, method, padding)
     size = batch_size(wanted, variant)
     cfg.protocol.batch_size = size
@@ -146,7 +150,7 @@ def turn(
     clock = Clock(accelerator.device, wanted.steps)
     run = with_trainer if is_trainer else with_our_loop
     run(cfg, backbone, data, accelerator, clock, variant)
-    return members * wanted.steps * size / clock.seconds, memory.mib()
+    return members * wanted.steps * size / clock.seconds, memory.mib(), clock.first_seconds
 
 
 def members_in(variant: str) -> int:
@@ -165,13 +169,17 @@ def with_our_loop(
         )
         members.append(prepare_training(cfg, model, batches, clock.steps + 1, accelerator))
     fleet, trainings = Fleet(gradients), [training for training, _ in members]
+    if variant == COMPILED:
+        torch.compiler.reset()  # or it would be there from the turn before
+        trainings[0].model.compile(dynamic=True)
+    limit = cfg.protocol.max_grad_norm
     for batches in islice(zip(*(batches for _, batches in members), strict=True), clock.steps + 1):
         asked = {
-            i: Request(trainings[i], with_targets(batch, data), accelerator)
+            i: Request(trainings[i], with_targets(batch, data), accelerator, limit)
             for i, batch in enumerate(batches)
         }
         for i, loss in fleet.answers(asked):
-            take_step(trainings[i], len(batches[i]["labels"]), loss, accelerator, cfg.protocol)
+            end_step(trainings[i], len(batches[i]["labels"]), loss, accelerator)
         clock.tick()
     accelerator.free_memory()
 
@@ -219,15 +227,17 @@ class InOurOrder(Trainer):
 
 
 class Clock(TrainerCallback):
-    """Seconds of `steps` steps, from the end of the first, which warms up."""
+    """Seconds of `steps` steps, from the end of the first, which warms up, and of all up to there."""
 
     def __init__(self, device: torch.device, steps: int):
         self.device, self.steps, self.ticks = device, steps, 0
+        self.made = self.now()
 
     def tick(self) -> None:
         self.ticks += 1
         if self.ticks == 1:
             self.started = self.now()
+            self.first_seconds = self.started - self.made
         if self.ticks == self.steps + 1:
             self.seconds = self.now() - self.started
 
@@ -386,7 +396,7 @@ def projected_hours(table: pd.DataFrame, profiles: list[str]) -> pd.DataFrame:
             if (cfg.backbone.name, cfg.adapter.name) in rates.index
         ]
         row = {"profile": profile, "runs": len(cells) * seeds}
-        for variant in ("longest", "packed"):
+        for variant in rates.columns.unique("variant").difference([*LONG, *TRAINERS, COMPILED]):
             hours = 0.0
             for cfg in cells:
                 found = rates.loc[(cfg.backbone.name, cfg.adapter.name), variant]

@@ -1,5 +1,6 @@
 """The parts of scripts/benchmark_training.py; what it measures is no test's business."""
 
+import functools
 import math
 
 import numpy as np
@@ -80,13 +81,26 @@ def test_operations_of_linear_layers_are_those_that_torch_counts(benchmark, want
     assert benchmark.linear_flops(model, batch) == expected > 0
 
 
-def test_every_variant_is_measured_beside_both_trainers(benchmark, wanted):
+def test_every_variant_is_measured_beside_both_trainers(benchmark, wanted, monkeypatch):
+    compiled, backend = [], functools.partial(torch.compile, backend="eager")
+
+    def compile_quickly(model, **settings):
+        compiled.append(settings)
+        model.forward = backend(model.forward, **settings)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    wanted.compiled = True
     table = benchmark.training(OmegaConf.create({"training": wanted}))
     found = set(zip(table["method"], table["variant"], strict=True))
     assert found == {
         *(("lora", name) for name in benchmark.TRAINERS),
-        *((method, name) for method in wanted.methods for name in (*benchmark.OURS, "fleet_4")),
+        *(
+            (method, name)
+            for method in wanted.methods
+            for name in (*benchmark.OURS, "compiled", "fleet_4")
+        ),
     }
+    assert compiled == [{"dynamic": True}] * len(wanted.methods)
     numbers = table.drop(columns=["model", "task", "method", "variant", "precision"])
     assert (numbers > 0).all(axis=None)
     assert (table.set_index("variant").loc[list(benchmark.LONG), "batch"] == 2).all()
@@ -110,9 +124,9 @@ def test_profiles_hours_are_their_examples_over_the_rate(benchmark):
     table = pd.DataFrame(
         [
             {"model": "minilm", "task": task, "method": method, "variant": variant,
-             "examples_per_second": rate * (2 if variant == "packed" else 1)}
+             "examples_per_second": rate * {"longest": 1, "packed": 2, "fleet_8": 4}.get(variant, 0.1)}
             for method in ("lora", "condlora")
-            for variant in ("longest", "packed")
+            for variant in ("trainer_512", "max_length", "longest", "packed", "fleet_8")
             for task, rate in (("mrpc", 10.0), ("sst2", 40.0))
         ]
     )  # fmt: skip
@@ -123,6 +137,8 @@ def test_profiles_hours_are_their_examples_over_the_rate(benchmark):
     assert hours.loc["minilm_glue", "runs"] == 30
     assert math.isclose(hours.loc["minilm_glue", "hours_longest"], seconds / 3600, abs_tol=0.01)
     assert math.isclose(hours.loc["minilm_glue", "hours_packed"], seconds / 7200, abs_tol=0.01)
+    assert math.isclose(hours.loc["minilm_glue", "hours_fleet_8"], seconds / 14400, abs_tol=0.01)
+    assert len(hours.columns) == 4
     measured = table[(table["task"] == "mrpc") & (table["method"] == "lora")]
     (fewer,) = benchmark.projected_hours(measured, ["minilm_glue"]).to_dict("records")
     seconds = 16 * (320 + 200 + 100) / 10 * 5

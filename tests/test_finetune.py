@@ -10,7 +10,7 @@ import torch
 from peft import PeftModelForSequenceClassification as Classifier
 from safetensors.torch import load_file
 
-from condlora import finetune
+from condlora import evaluation, finetune
 from condlora.backbone import load_backbone, load_factors
 from condlora.errors import ConfigError, DeviceError, DivergedError, RunFolderError, UndefinedScore
 from condlora.glue.prepare import prepare
@@ -244,13 +244,38 @@ def test_example_that_does_not_fit_is_said_in_a_sentence(tiny_cells, monkeypatch
         finetune.run(one(tiny_cells, "task=rte"))
 
 
+def test_evaluation_that_does_not_fit_is_said_in_a_sentence_and_goes_on_with_less(
+    tiny_cells, monkeypatch
+):
+    def forward(self, original=Classifier.forward, **inputs):
+        if not self.training and len(inputs["input_ids"]) > 20:
+            raise torch.OutOfMemoryError
+        return original(self, **inputs)
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    words = ("task=rte", "runtime.checkpoint_steps=2")
+    said = r"batch of 64 examples does not fit .*: set runtime.evaluation_batch_size=32 and run"
+    with pytest.raises(DeviceError, match=said):
+        finetune.run(one(tiny_cells, *words))
+    record = finetune.run(one(tiny_cells, *words, "runtime.evaluation_batch_size=16"))
+    assert record["resumed_at_steps"] == [2]
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 64), ("cuda", 512)])
+def test_evaluation_keeps_the_device_busy_unless_told_how_many(tiny_cells, device, size):
+    cfg = one(tiny_cells, "task=rte")
+    assert evaluation.batch_size(cfg, torch.device(device)) == size
+    cfg = one(tiny_cells, "task=rte", "runtime.evaluation_batch_size=7")
+    assert evaluation.batch_size(cfg, torch.device(device)) == 7
+
+
 def test_outputs_that_are_not_finite_are_no_predictions(tiny_cells, monkeypatch):
-    def spoilt(training, *rest, original=finetune.take_step):
+    def spoilt(training, *rest, original=finetune.end_step):
         original(training, *rest)
         for parameter in training.trainable.values():
             parameter.data.fill_(float("nan"))
 
-    monkeypatch.setattr(finetune, "take_step", spoilt)
+    monkeypatch.setattr(finetune, "end_step", spoilt)
     cfg = one(tiny_cells, "task=rte", "protocol.max_steps=1", "protocol.evaluate_every=1")
     with pytest.raises(
         DivergedError, match=r"outputs are not finite: lower protocol.learning_rate"
@@ -290,11 +315,11 @@ def test_gradient_that_is_not_finite_fails_the_run_with_a_record(
 def test_deterministic_algorithms_are_on_where_asked_and_off_again(tiny_cells, monkeypatch):
     seen = []
 
-    def watched(*arguments, original=finetune.take_step):
+    def watched(*arguments, original=finetune.end_step):
         seen.append(torch.are_deterministic_algorithms_enabled())
         original(*arguments)
 
-    monkeypatch.setattr(finetune, "take_step", watched)
+    monkeypatch.setattr(finetune, "end_step", watched)
     for n, wanted in enumerate((True, False)):
         cfg = one(tiny_cells, "task=rte", f"seed={n}", f"runtime.deterministic={wanted}")
         assert finetune.run(cfg)["environment"]["deterministic"] is wanted

@@ -1,5 +1,6 @@
 """Runs trained together: each comes to what it comes to alone."""
 
+import contextlib
 import math
 import os
 import signal
@@ -75,7 +76,9 @@ METHODS = {
     ),
     "condlora_random": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_random", **s),
 }
-HERE = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+HERE = SimpleNamespace(
+    unwrap_model=lambda model: model, scaler=None, clip_grad_norm_=torch.nn.utils.clip_grad_norm_
+)
 
 
 def training(tiny_bert, name, seed, dtype, dropout=0.0, **settings):
@@ -112,15 +115,24 @@ def steps(trainings, count, together, outputs=3, cycle=1000):
     found = []
     for step in range(count):
         batches = [batch(100 * (step % cycle) + i, outputs) for i in range(len(trainings))]
-        requests = [fleet.Request(*own, HERE) for own in zip(trainings, batches, strict=True)]
+        requests = requests_of(trainings, batches)
         for t in trainings:
             t.optimizer.zero_grad()
         losses = fleet.joint_gradients(requests) if together else [alone(r) for r in requests]
+        for part in [requests] if together else [[r] for r in requests]:
+            fleet.take_step(part)
         for t in trainings:
-            torch.nn.utils.clip_grad_norm_(t.trainable.values(), 1.0)
-            t.optimizer.step()
+            t.progress.step += 1
         found.append([float(loss) for loss in losses])
     return torch.tensor(found)
+
+
+def requests_of(trainings, batches):
+    """Each with a norm of its own to clip to."""
+    return [
+        fleet.Request(t, b, HERE, 0.5 + i)
+        for i, (t, b) in enumerate(zip(trainings, batches, strict=True))
+    ]
 
 
 def alone(request):
@@ -192,15 +204,11 @@ def test_packed_batches_of_a_fleet_give_what_padded_ones_do(tiny_bert):
         [training(tiny_bert, name, i, torch.float64) for i, name in enumerate(names)] for _ in "12"
     )
     batches = [batch(i) for i in range(3)]
-    expected = fleet.joint_gradients(
-        [fleet.Request(*own, HERE) for own in zip(padded, batches, strict=True)]
-    )
+    expected = fleet.joint_gradients(requests_of(padded, batches))
     for run, own in zip(packed, batches, strict=True):
         pack(run.model)
         own["lengths"] = own["attention_mask"].sum(1).tolist()
-    found = fleet.joint_gradients(
-        [fleet.Request(*own, HERE) for own in zip(packed, batches, strict=True)]
-    )
+    found = fleet.joint_gradients(requests_of(packed, batches))
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-6, atol=0)
     for run, other in zip(packed, padded, strict=True):
         for name, parameter in run.trainable.items():
@@ -212,12 +220,74 @@ def test_packed_batches_of_a_fleet_give_what_padded_ones_do(tiny_bert):
 def test_a_joint_pass_leaves_the_models_as_they_were(tiny_bert):
     runs = [training(tiny_bert, name, 0, torch.float32) for name in ("lora", "condlora")]
     before = [run.model.eval()(**batch(0)).logits for run in runs]
-    fleet.joint_gradients([fleet.Request(run, batch(i), HERE) for i, run in enumerate(runs)])
+    fleet.joint_gradients(requests_of(runs, [batch(0), batch(1)]))
     after = [run.model.eval()(**batch(0)).logits for run in runs]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     with pytest.raises(RuntimeError, match="broken"), fleet.together([r.model for r in runs]):
         raise RuntimeError("broken")
     assert torch.equal(runs[0].model.eval()(**batch(0)).logits, before[0])
+
+
+def stepper(seed, settings, steps):
+    """A training of 3 + 2 parameters at rates of its own, of which one has no gradient, after so many steps."""
+    torch.manual_seed(seed)
+    model = torch.nn.ParameterList([torch.randn(n, 3) for n in range(1, 6)])
+    groups = [{"params": model[:3]}, {"params": model[3:], "lr": 0.3}]
+    run = Training(model, torch.optim.AdamW(groups, **settings), None, None, Progress())
+    for _ in range(steps):
+        for parameter in model[1:]:
+            parameter.grad = torch.randn_like(parameter)
+        run.optimizer.step()
+        run.progress.step += 1
+    return run
+
+
+def test_the_steps_of_several_runs_as_one_are_those_of_their_own_optimizers_to_the_bit():
+    """Of runs with other rates, decays, norms and numbers of steps behind them; one norm clips nothing."""
+    made = [(0, {"lr": 0.1, "weight_decay": 0.2}, 1), (1, {"lr": 0.02}, 7), (2, {"lr": 0.5}, 2)]
+    alone, together = ([stepper(*own) for own in made] for _ in "12")
+    norms = [0.5, 1e-3, 100.0]
+    for _ in range(3):
+        for run, own in zip(alone, together, strict=True):
+            for ours, theirs in zip(list(run.model)[1:], list(own.model)[1:], strict=True):
+                ours.grad = torch.randn_like(ours)
+                theirs.grad = ours.grad.clone()
+        requests = [fleet.Request(r, {}, HERE, n) for r, n in zip(together, norms, strict=True)]
+        with count_calls(torch.optim.AdamW, "step") as calls:
+            fleet.take_step(requests)
+        assert not calls
+        for run, norm in zip(alone, norms, strict=True):
+            fleet.take_step([fleet.Request(run, {}, HERE, norm)])
+        for run in (*alone, *together):
+            run.progress.step += 1
+    for run, own in zip(alone, together, strict=True):
+        assert all(map(torch.equal, run.model, own.model))
+        states = [list(r.optimizer.state_dict()["state"].values()) for r in (run, own)]
+        for ours, theirs in zip(*states, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("change", ["scaler", "no moments"])
+def test_where_one_run_has_a_scaler_or_no_moments_all_take_steps_of_their_own(change):
+    runs = [stepper(0, {"lr": 0.1}, 1), stepper(1, {"lr": 0.1}, int(change == "scaler"))]
+    runs[1].scaler = object() if change == "scaler" else None
+    with count_calls(torch.optim.AdamW, "step") as calls:
+        fleet.take_step([fleet.Request(run, {}, HERE, 1.0) for run in runs])
+    assert len(calls) == 2
+
+
+@contextlib.contextmanager
+def count_calls(owner, name):
+    """A list that gets an entry for each call of a method."""
+    calls, original = [], getattr(owner, name)
+
+    def counted(self, *arguments):
+        calls.append(name)
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, counted)
+        yield calls
 
 
 def test_values_that_are_not_finite_stay_in_their_own_run(tiny_bert):
@@ -357,7 +427,7 @@ def stopped_at(tiny_cells, tmp_path, instant):
 
     finetune.run_together(cells("whole"))
     stopped = cells("stopped")
-    with pytest.raises(Stop), fault(stop, instant, [(finetune, "take_step")]):
+    with pytest.raises(Stop), fault(stop, instant, [(finetune, "end_step")]):
         finetune.run_together(stopped)
     return stopped, cells("whole")
 
@@ -380,7 +450,7 @@ def test_a_fleet_stopped_between_two_checkpoints_goes_on_out_of_step(tiny_cells,
 def test_a_signal_ends_all_runs_with_checkpoints(tiny_cells):
     cells = list(tiny_cells("task=rte", "seed=0,1"))
     send = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    with pytest.raises(Interrupted), fault(send, 5, [(finetune, "take_step")]):
+    with pytest.raises(Interrupted), fault(send, 5, [(finetune, "end_step")]):
         finetune.run_together(cells)
     assert [read_record(run_folder(c))["status"] for c in cells] == ["interrupted"] * 2
     assert [r["resumed_at_steps"] for r in finetune.run_together(cells)] == [[3], [3]]

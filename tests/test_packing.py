@@ -1,6 +1,7 @@
 """Packed batches: layers see no padding, and nothing but speed changes."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from transformers import BertForSequenceClassification as Classifier
 from transformers.models.bert import modeling_bert
 
 from condlora import CondLoraConfig, finetune, fleet
+from condlora.checkpoints import Progress, Training
 from condlora.device import make_accelerator
 from condlora.errors import ConfigError
 from condlora.packing import FAMILIES, pack
@@ -40,11 +42,18 @@ ARCHITECTURES = {
         "classifier_pooling": "mean",
     },
     "roberta": SIZES,
+    "deberta-v2": SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
 }  # fmt: skip
 MODULES = {
-    "bert": ["query", "value"], "distilbert": ["q_lin", "v_lin"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"],
-    "modernbert": ["Wqkv"], "roberta": ["query", "value"],
-}  # fmt: skip
+    "bert": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "gpt2": ["c_attn"],
+    "llama": ["q_proj", "v_proj"],
+    "modernbert": ["Wqkv"],
+    "roberta": ["query", "value"],
+    "deberta-v2": ["query_proj", "value_proj"],
+}
+HEADS = {"deberta-v2": ["pooler", "classifier"], "modernbert": ["head", "classifier"], "distilbert": ["pre_classifier", "classifier"]}  # fmt: skip
 LEFT = ("gpt2", "llama", "modernbert")  # the others' heads read the first token, there padding
 
 
@@ -72,7 +81,10 @@ def classifier():
 def adapted(model, method, family):
     settings = {"form": "consistent"} if method is CondLoraConfig else {"init_lora_weights": False}
     torch.manual_seed(1)
-    config = method(r=2, target_modules=MODULES[family], task_type="SEQ_CLS", **settings)
+    heads = HEADS.get(family)  # else the one that PEFT knows
+    config = method(
+        r=2, target_modules=MODULES[family], task_type="SEQ_CLS", modules_to_save=heads, **settings
+    )
     return get_peft_model(copy.deepcopy(model), config)
 
 
@@ -127,6 +139,54 @@ def test_members_have_their_tokens_apart_and_the_same_logits(classifier, family,
     model, inputs = classifier(family), batch(33)
     expected = results(pack(copy.deepcopy(model)), inputs, lengths=LENGTHS)
     assert_same(results(pack(model), inputs, lengths=LENGTHS, members=members), expected)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta-v2"])
+def test_runs_of_a_fleet_have_the_gradients_they_have_alone(classifier, family):
+    """Of adapters and of each family's head, which is one, two or three layers."""
+    requests, expected = [], []
+    for seed in range(3):
+        attention = "eager" if family == "deberta-v2" else "sdpa"  # it has no other
+        model = adapted(classifier(family, attention), LoraConfig, family)
+        for module in model.modules():
+            for name in ("p", "attention_dropout"):
+                if hasattr(module, name):
+                    setattr(module, name, 0.0)
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+        inputs = batch(33, _1=torch.randint(4, 50, (12,)))
+        expected.append(results(copy.deepcopy(model).train(), inputs))
+        training = Training(model, None, None, None, Progress())
+        where = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+        requests.append(fleet.Request(training, inputs, where, 1.0))
+    fleet.joint_gradients(requests)
+    for request, own in zip(requests, expected, strict=True):
+        del own["logits"]
+        found = {n: p.grad for n, p in request.training.trainable.items()}
+        assert sum(".modules_to_save." in name for name in found) > 0
+        assert_same(
+            found, own, 1e-6 if family == "deberta-v2" else 1e-10
+        )  # parts of it are float32
+
+
+def test_dropout_in_a_head_is_drawn_for_each_run_of_a_fleet(classifier):
+    model = adapted(classifier("roberta"), LoraConfig, "roberta")
+    model.requires_grad_(False)
+    requests = []
+    for _ in range(2):
+        own = copy.deepcopy(model)
+        for path, module in own.named_modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5 * (".modules_to_save." in path)
+        for name, parameter in own.named_parameters():
+            parameter.requires_grad_(".modules_to_save." in name)
+        where = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+        training = Training(own, None, None, None, Progress())
+        requests.append(fleet.Request(training, batch(33), where, 1.0))
+    first, second = fleet.joint_gradients(requests)
+    assert first != second
 
 
 def test_layers_see_real_tokens_alone_and_an_adapter_with_them(classifier):
@@ -207,11 +267,11 @@ def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, 
     ]
     assert next(trainings[0].model.parameters()).device.type == "meta"
     inputs = send_to_device(batch(33) | {"lengths": LENGTHS}, "meta")
-    asked = {i: fleet.Request(t, dict(inputs), accelerator) for i, t in enumerate(trainings)}
+    asked = {i: fleet.Request(t, dict(inputs), accelerator, 1.0) for i, t in enumerate(trainings)}
     together = fleet.Fleet(finetune.gradients)
     for _ in range(2):
         for i, loss in together.answers(asked):
-            finetune.take_step(trainings[i], len(LENGTHS), loss, accelerator, cfg.protocol)
+            finetune.end_step(trainings[i], len(LENGTHS), loss, accelerator)
     assert len(set(together.groups.values())) == 1
     assert all(t.progress.loss_sum.device.type == "meta" for t in trainings)
 

@@ -33,7 +33,7 @@ def send():
     os.kill(os.getpid(), signal.SIGTERM)
 
 sys.argv = sys.argv[1:]
-with fault(send, 7, ((finetune, "take_step"),)) if spread.rank() == 1 else contextlib.nullcontext():
+with fault(send, 7, ((finetune, "end_step"),)) if spread.rank() == 1 else contextlib.nullcontext():
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

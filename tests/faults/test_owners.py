@@ -101,7 +101,7 @@ def test_a_process_that_stood_still_and_lost_its_run_writes_nothing_more(tiny_ce
         file = claim_file(run_folder(cfg))
         file.write_text(json.dumps(json.loads(file.read_text()) | {"token": "another's"}))
 
-    with pytest.raises(RunTaken, match="was taken over"), fault(lose, 4, [(finetune, "take_step")]):
+    with pytest.raises(RunTaken, match="was taken over"), fault(lose, 4, [(finetune, "end_step")]):
         finetune.run(cfg)
     assert read_record(run_folder(cfg))["status"] == "running"
     assert claim_file(run_folder(cfg)).exists()
@@ -123,7 +123,7 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
     monkeypatch.setattr(grid, "compose_cells", lambda _: cells)
 
     def doomed():
-        with fault(kill, 3, [(finetune, "take_step")]):
+        with fault(kill, 3, [(finetune, "end_step")]):
             finetune.run(cells[1])
 
     finetune.run(cells[0])
