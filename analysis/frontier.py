@@ -33,7 +33,8 @@ AXES = {  # column -> name of the axis
 BESIDE = (REFERENCE, "condlora")  # whose scores the others' are compared with: the paper's two
 NAMES_IN_A_COLUMN = 30
 POINTS_BELOW = 20  # methods so far below the best are named, not drawn: the rest were one spot
-SIDE_BY_SIDE = 0.02  # of the axis, from one method to the next that has equally many parameters
+WIDE = 5.0  # of the panel of parameters, where most methods lie close together; the others' is 3
+MARK = 0.025, 0.03  # about a mark's width and height, of that panel's axes
 
 
 def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[str]]:
@@ -171,7 +172,7 @@ def draw(found: pd.DataFrame, folder: Path) -> Path:
     """
     shown = found[found.score >= found.score.max() - POINTS_BELOW]
     drawn = [column for column in AXES if shown[column].notna().any()]
-    ratios = [*(3 for _ in drawn), 1.7 * -(-len(found) // NAMES_IN_A_COLUMN)]
+    ratios = [WIDE, *(3 for _ in drawn[1:]), 1.7 * -(-len(found) // NAMES_IN_A_COLUMN)]
     fig, axes = plt.subplots(
         1, len(ratios), figsize=(sum(ratios), 4.8), width_ratios=ratios, layout="constrained"
     )
@@ -200,15 +201,11 @@ def draw(found: pd.DataFrame, folder: Path) -> Path:
 
 
 def _scatter(shown: pd.DataFrame, column: str, ax: Axes) -> None:
-    counts = shown.parameters[shown.parameters > 0]
-    step = (counts.max() / counts.min()) ** SIDE_BY_SIDE
-    for number, row in zip(shown.index + 1, shown.itertuples(), strict=True):
-        x, colour = getattr(row, column), _colour(row.method)
+    places = side_by_side(shown) if column == "parameters" else shown[column]
+    for number, x, row in zip(shown.index + 1, places, shown.itertuples(), strict=True):
+        colour = _colour(row.method)
         if np.isnan(x):
             continue
-        if column == "parameters":  # those with equally many stand side by side
-            alike = list(shown.index[shown.parameters == x])
-            x *= step ** (alike.index(row.Index) - (len(alike) - 1) / 2)
         ax.plot([x, x], [row.low, row.high], color=colour, linewidth=0.6, alpha=0.6)
         ax.plot(
             [x], [row.score], "o", markersize=9, markeredgecolor=colour, markerfacecolor="white"
@@ -217,6 +214,25 @@ def _scatter(shown: pd.DataFrame, column: str, ax: Axes) -> None:
             str(number), (x, row.score), fontsize=5.5, color=colour, ha="center", va="center"
         )
     ax.grid(axis="y", color="0.92", linewidth=0.6)
+
+
+def side_by_side(shown: pd.DataFrame) -> pd.Series:
+    """Where the methods stand along the axis of parameters: where they belong, and beside it those of equally many whose
+    marks would lie on a better one's.
+    """
+    width, height = MARK
+    counts = shown.parameters[shown.parameters > 0]
+    step = (counts.max() / counts.min()) ** width
+    near = height * (shown.score.max() - shown.score.min())
+    places = shown.parameters.astype(float)
+    for _, alike in shown.sort_values("score", ascending=False).groupby("parameters", sort=False):
+        columns: dict[int, float] = {}  # 0, 1, -1, 2 ... -> the score of the last mark in it
+        for index, score in alike.score.items():
+            ways = sorted(range(-len(alike), len(alike)), key=lambda way: (abs(way), -way))
+            way = next(w for w in ways if columns.get(w, np.inf) - score >= near)
+            columns[way] = score
+            places[index] *= step**way
+    return places
 
 
 def _name(found: pd.DataFrame, below: set[int], ax: Axes) -> None:
@@ -247,7 +263,7 @@ def section(cells: list[Cell], confidence: float, folder: Path) -> Section:
         return Section("The frontier: score against cost", [], [], [])
     best = ", ".join(label(method) for method in found.method[found.on_frontier])
     alt = f"Score against trainable parameters, training time and memory for {len(found)} methods. On the frontier: {best}."
-    caption = "Each number is a method of the table; lines are intervals over seeds, the step line is the frontier; methods with equally many parameters stand side by side."
+    caption = "Each number is a method of the table; lines are intervals over seeds, the step line is the frontier; where the marks of methods with equally many parameters would lie on each other, they stand side by side."
     picture = Picture(draw(found, folder), alt, caption)
     return Section("The frontier: score against cost", notes, [picture, table(found, [])], [])
 

@@ -1,6 +1,7 @@
 """The frontier of score against cost: who is on it, what is drawn, and who is left out."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import frontier
@@ -90,6 +91,15 @@ def test_figure_is_byte_equal_on_repeat_and_bears_a_method_without_parameters(ce
     for path in first.parent.iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
     assert len(first.with_suffix(".csv").read_text().splitlines()) == 1 + len(METHODS)
+
+
+def test_marks_stand_where_they_belong_and_beside_it_only_where_they_would_lie_on_a_better_one():
+    shown = pd.DataFrame(
+        {"parameters": [0, 10, 10, 10, 10, 1000], "score": [0.0, 70.0, 99.0, 98.9, 98.8, 100.0]}
+    )
+    places = frontier.side_by_side(shown)
+    assert places[[0, 1, 2, 5]].tolist() == [0, 10, 10, 1000]
+    assert 8 < places[4] < 10 < places[3] < 12
 
 
 def test_section_needs_three_methods(cells, tmp_path):
