@@ -26,7 +26,6 @@ from condlora.cli import command
 from condlora.grid import Cell
 
 OF_ITS_OWN = (
-    "train_examples_per_second",
     "train_seconds",
     "evaluation_seconds",
     "total_seconds",
@@ -37,7 +36,8 @@ OF_ITS_OWN = (
 def costs(cells: list[Cell]) -> pd.DataFrame:
     """One row per finished run: parameters, speed, seconds and memory, as recorded.
 
-    Speed, seconds and memory of runs that were trained together are the fleet's and no run's: NaN.
+    Seconds and memory of runs that were trained together are the fleet's and no run's: NaN. Their speed is that of some
+    steps which each made alone.
     """
     rows = []
     for cell in cells:
@@ -165,7 +165,7 @@ def table4(runs: pd.DataFrame) -> typeset.Table:
             "sd over pairs of runs (n) with the same device, threads, precision and attention. Merged: "
             "in inference, over the backbone without an adapter timed by turns on the same batch, mean "
             "± sd over runs; none for methods that add tokens, which cannot be merged. Memory: the largest of any run; seconds: summed over the runs; none of these for "
-            "runs that were trained together (runtime.fleet).",
+            "runs that were trained together (runtime.fleet), whose speed is that of some steps made alone.",
             "Train examples/s: all examples over all training seconds of the tasks and seeds that "
             "every method finished; it depends on the tasks' sentence lengths, so see also "
             "table4_by_task. The paper does not state its task. Paper: RoBERTa-base on "

@@ -45,6 +45,7 @@ class Progress:
     best_score: float | None = None
     best_step: int = 0
     best_epoch: int = 0
+    best_batch_size: int | None = None  # with which it was evaluated
     evaluations_without_improvement: int = 0
     stopped_early: bool = False
     curve: list[dict] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Progress:
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     checkpoint_bytes: int = 0
+    examples_per_second_alone: float | None = None  # of a run in a fleet
     earlier_seconds: float = 0.0  # of the processes before this one
     resumed_at_steps: list[int] = field(default_factory=list)
 

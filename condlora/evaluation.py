@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
@@ -40,19 +41,18 @@ def predict(
         DeviceError: a batch does not fit into the device's memory.
     """
     model = accelerator.unwrap_model(model).eval()
-    size = batch_size(cfg, accelerator.device)
+    size = min(batch_size(cfg, accelerator.device), len(split))
     batches, order = evaluation_batches(split, collator(cfg, data), batch_size=size)
     outputs = []
     for batch in batches:
         inputs = inputs_of(batch, accelerator)
-        try:
-            with accelerator.autocast():
-                outputs.append(model(**inputs).logits.float())
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"An evaluation's batch of {size} examples does not fit into the device's memory: set "
-                f"runtime.evaluation_batch_size={max(1, size // 2)} and run the same command again."
-            ) from error
+        with contextlib.suppress(torch.OutOfMemoryError), accelerator.autocast():
+            outputs.append(model(**inputs).logits.float())
+            continue
+        raise DeviceError(  # here, as an error that came of the other would hold on to the memory
+            f"An evaluation's batch of {size} examples does not fit into the device's memory: set "
+            f"runtime.evaluation_batch_size={max(1, size // 2)} and run the same command again."
+        )
     logits = torch.cat(outputs).cpu()
     if not logits.isfinite().all():
         raise DivergedError(
@@ -65,7 +65,7 @@ def predict(
 
 
 def batch_size(cfg: DictConfig, device: torch.device) -> int:
-    """Examples of an evaluation's batch: `runtime.evaluation_batch_size`, or for "auto" what keeps the device busy."""
+    """Examples of an evaluation's batch: `runtime.evaluation_batch_size`, or for "auto" more on a GPU than on a CPU."""
     if cfg.runtime.evaluation_batch_size != "auto":
         return cfg.runtime.evaluation_batch_size
     return 64 if device.type == "cpu" else 512

@@ -6,8 +6,8 @@ gradients come from one forward and one backward pass: the rows of all batches g
 frozen layers are equal in all, and at each layer that a run trains every run's own takes its rows, low-rank updates
 and heads as batched products. Their optimizers' steps are one as well (`condlora.optimizer`). Everything else
 (schedule, evaluation, choice of the best, stopping, checkpoints, record) is each run's own and knows nothing of the
-others, so a run may end, fail or join at any step. Evaluation gains nothing by being joint: a run alone may have
-batches as large as the device likes.
+others, so a run may end, fail or join at any step. Evaluation is not joint, as a run alone may have batches as large
+as the device likes.
 
 What a run computes is the same but for rounding, and for dropout, whose draws come from one stream for the fleet. So
 the bits of a run depend on its companions; a fleet that is killed goes on to the bits it would have had, unless the
@@ -31,7 +31,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils import ModulesToSaveWrapper
 
 from condlora.checkpoints import Training
-from condlora.errors import Interrupted
+from condlora.errors import DeviceError, Interrupted
 from condlora.optimizer import can_step_together, step_together
 from condlora.progress import say
 from condlora.tuner.layer import Linear as CondLoraLinear
@@ -99,7 +99,7 @@ class Fleet:
         self.first: dict[Hashable, list[PeftModel]] = {}  # of each kind, a model for each backbone
 
     def answers(self, asked: dict[int, Request]) -> Iterator[tuple[int, torch.Tensor | Exception]]:
-        """The loss for each request, or the error that kept it from being computed."""
+        """The loss for each request, or the error that kept it or the step from being taken."""
         groups: dict[Hashable, list[int]] = {}
         for index, request in asked.items():
             groups.setdefault(self._group(index, request), []).append(index)
@@ -127,34 +127,65 @@ class Fleet:
         size = min(len(group), self.most or len(group))
         for start in range(0, len(group), size):
             part = group[start : start + size]
+            requests = [asked[index] for index in part]
             try:
-                if len(part) == 1:
-                    losses = [self.gradients(asked[part[0]])]
-                else:
-                    losses = joint_gradients([asked[index] for index in part])
-                take_step([asked[index] for index in part])
-            except torch.OutOfMemoryError:
-                for index in part:
-                    asked[index].training.optimizer.zero_grad()
-                self.most = len(part) // 2
-                say(f"out of memory: at most {self.most} runs are trained together from now on")
-                yield from self._answer(group[start:], asked)
-                return
+                losses = self._gradients(requests)
             except Exception as error:
-                losses = [error] * len(part)
-            yield from zip(part, losses, strict=True)
+                outcomes = [error] * len(part)
+            else:
+                if losses is None:
+                    self.most = len(part) // 2
+                    say(f"out of memory: at most {self.most} runs are trained together from now on")
+                    yield from self._answer(group[start:], asked)
+                    return
+                errors = take_step(requests)
+                outcomes = [error or loss for error, loss in zip(errors, losses, strict=True)]
+            yield from zip(part, outcomes, strict=True)
+
+    def _gradients(self, requests: list[Request]) -> list[torch.Tensor] | None:
+        """Add the gradients of all; the losses, or None where memory is short for so many together."""
+        if len(requests) == 1:
+            return [self.gradients(requests[0])]
+        try:
+            return joint_gradients(requests)
+        except torch.OutOfMemoryError:
+            pass  # what it holds of the failed pass goes with it, before the next is tried
+        for request in requests:
+            request.training.optimizer.zero_grad()
+        return None
 
 
-def take_step(requests: list[Request]) -> None:
-    """Clip the gradients and take the optimizer's step of each run; of several as one where all can."""
-    trainings = [request.training for request in requests]
-    limits = [request.max_grad_norm for request in requests]
-    if len(requests) > 1 and all(map(can_step_together, trainings)):
-        step_together(trainings, limits)
-        return
-    for request, training, limit in zip(requests, trainings, limits, strict=True):
-        request.accelerator.clip_grad_norm_(training.trainable.values(), limit)
-        training.optimizer.step()
+def take_step(requests: list[Request]) -> list[Exception | None]:
+    """Clip the gradients and take the optimizer's step of each run, of several as one where all can.
+
+    Comes back what kept a run's step from being taken, or None. A step cannot be tried again, as a part of it may be done.
+    """
+    if len(requests) == 1 or not all(can_step_together(r.training) for r in requests):
+        return [_error_in(_take_own_step, request) for request in requests]
+    return len(requests) * [_error_in(_take_joint_step, requests)]
+
+
+def _take_own_step(request: Request) -> None:
+    trainable = request.training.trainable.values()
+    request.accelerator.clip_grad_norm_(trainable, request.max_grad_norm)
+    request.training.optimizer.step()
+
+
+def _take_joint_step(requests: list[Request]) -> None:
+    step_together([r.training for r in requests], [r.max_grad_norm for r in requests])
+
+
+def _error_in(step: Callable[[Any], None], argument: Any) -> Exception | None:
+    try:
+        step(argument)
+    except torch.OutOfMemoryError:
+        return DeviceError(
+            "The optimizer's step does not fit into the device's memory: set runtime.fleet to fewer runs, or choose an "
+            "adapter that trains fewer parameters."
+        )
+    except Exception as error:
+        return error
+    return None
 
 
 def share_frozen(model: PeftModel, other: PeftModel) -> bool:
@@ -181,7 +212,8 @@ def of_backbone(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
 def kind(model: PeftModel) -> Hashable | None:
     """What models must have in common to be trained together; None for one that can only be alone.
 
-    Those can that train low-rank updates of linear layers, a dropout before them or none, and a head, and nothing else.
+    Those can that train low-rank updates of linear layers, a dropout before them or none, and a head without buffers, and
+    nothing else.
     """
     config = model.peft_config[ADAPTER]
     if config.is_prompt_learning or getattr(model, "base_weights", []):
@@ -194,6 +226,8 @@ def kind(model: PeftModel) -> Hashable | None:
             dropout = getattr(module.lora_dropout[ADAPTER], "p", 0.0)
             layers.append((path, module.r[ADAPTER], dropout))
         elif isinstance(module, ModulesToSaveWrapper):
+            if any(True for _ in module.buffers()):  # which those of one run would stand in for
+                return None
             layers.append((path, "head"))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if not all(any(name.startswith(f"{path}.") for path, *_ in layers) for name in trained):

@@ -62,12 +62,12 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     if cfg.jobs == 1:
         tables = [run_study(plan) for plan in studies]
     else:  # a fresh process a study: one that has seen several tasks keeps the memory of all
-        spawn = get_context("spawn")
+        spawn, jobs = get_context("spawn"), min(cfg.jobs, len(studies))
         with ProcessPoolExecutor(
-            cfg.jobs,
+            jobs,
             mp_context=spawn,
             initializer=begin_worker,
-            initargs=(cfg.jobs,),
+            initargs=(jobs,),
             max_tasks_per_child=1,
         ) as pool:
             tables = list(pool.map(run_study, studies))

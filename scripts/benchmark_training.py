@@ -53,6 +53,7 @@ from condlora.grid import compose_cells, compose_common
 TOKENS = "tokens_"  # before how many each example has, in place of a task's name
 TRAINERS = ("trainer_512", "trainer_dynamic")  # as the authors; with DataCollatorWithPadding
 OURS = ("max_length", "longest", "packed")
+FLEET = "fleet_"  # before how many runs
 COMPILED = "compiled"  # as "longest", by torch.compile, once for all lengths
 LONG = ("trainer_512", "max_length")  # every row at the maximum length
 SEED = 0
@@ -64,8 +65,7 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     fleet_4 is four runs, of as many seeds, packed and trained together; its rates are of all four. Variants take turns,
     and a turn begins anew: model, optimizer, loop. Its first step warms up, `steps` more are
     timed, batches being made in that time. Rates are medians over turns, and so are their ratios over the Trainer's
-    with LoRA in the same turn; turns says how many. first_step_seconds: of what begins a turn and its first step, in which
-    torch.compile compiles.
+    with LoRA in the same turn; turns says how many. first_step_seconds: of the first step, in which torch.compile compiles.
     tokens_per_second: real ones. of_matrix_rate: what the linear layers must do for them, forward and gradients, over
     what the device does in a large product of the same precision; the rest is padding, attention and all else.
     peak_memory_mib: of the device, or on a CPU of the process.
@@ -74,8 +74,9 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     rows = []
     for model in wanted.models:
         for task in wanted.tasks:
-            ours = [*OURS, *[COMPILED] * wanted.compiled]
-            ours += [f"fleet_{size}" for size in wanted.fleets]
+            ours = [*OURS, *(f"{FLEET}{size}" for size in wanted.fleets)]
+            if wanted.compiled:
+                ours.append(COMPILED)
             contests = [(method, variant) for method in wanted.methods for variant in ours]
             contests = [("lora", variant) for variant in TRAINERS] + contests
             turns = [
@@ -87,7 +88,7 @@ def training(cfg: DictConfig) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     hours = projected_hours(table, wanted.profiles)
     if len(hours):
-        print("hours of training, all runs one after the other")
+        print("hours of training, all runs at the variant's rate, fleets being full")
         print(hours.to_string(index=False))
     return table
 
@@ -154,7 +155,7 @@ def turn(
 
 
 def members_in(variant: str) -> int:
-    return int(variant.removeprefix("fleet_")) if variant.startswith("fleet_") else 1
+    return int(variant.removeprefix(FLEET)) if variant.startswith(FLEET) else 1
 
 
 def with_our_loop(
@@ -173,6 +174,7 @@ def with_our_loop(
         torch.compiler.reset()  # or it would be there from the turn before
         trainings[0].model.compile(dynamic=True)
     limit = cfg.protocol.max_grad_norm
+    clock.begin()
     for batches in islice(zip(*(batches for _, batches in members), strict=True), clock.steps + 1):
         asked = {
             i: Request(trainings[i], with_targets(batch, data), accelerator, limit)
@@ -227,19 +229,24 @@ class InOurOrder(Trainer):
 
 
 class Clock(TrainerCallback):
-    """Seconds of `steps` steps, from the end of the first, which warms up, and of all up to there."""
+    """Seconds of the first step, which warms up, and of `steps` steps from its end."""
 
     def __init__(self, device: torch.device, steps: int):
         self.device, self.steps, self.ticks = device, steps, 0
-        self.made = self.now()
+
+    def begin(self) -> None:
+        self.began = self.now()
 
     def tick(self) -> None:
         self.ticks += 1
         if self.ticks == 1:
             self.started = self.now()
-            self.first_seconds = self.started - self.made
+            self.first_seconds = self.started - self.began
         if self.ticks == self.steps + 1:
             self.seconds = self.now() - self.started
+
+    def on_train_begin(self, *_, **__) -> None:
+        self.begin()
 
     def on_step_end(self, *_, **__) -> None:
         self.tick()
@@ -396,7 +403,8 @@ def projected_hours(table: pd.DataFrame, profiles: list[str]) -> pd.DataFrame:
             if (cfg.backbone.name, cfg.adapter.name) in rates.index
         ]
         row = {"profile": profile, "runs": len(cells) * seeds}
-        for variant in rates.columns.unique("variant").difference([*LONG, *TRAINERS, COMPILED]):
+        fleets = [name for name in table["variant"].unique() if name.startswith(FLEET)]
+        for variant in ("longest", "packed", *fleets):
             hours = 0.0
             for cfg in cells:
                 found = rates.loc[(cfg.backbone.name, cfg.adapter.name), variant]

@@ -352,6 +352,35 @@ def test_saved_adapter_that_scores_otherwise_is_refused(tiny_cells, monkeypatch)
     assert read_record(run_folder(cfg))["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("size", "change", "is_refused"), [(64, 0.001, True), (16, 0.001, False), (16, 0.1, True)]
+)
+def test_saved_adapter_may_score_otherwise_by_rounding_where_evaluation_had_other_batches(
+    tiny_cells, monkeypatch, size, change, is_refused
+):
+    """A run stopped after training and continued: a metric of outputs moves when batches are rounded otherwise."""
+
+    def stop(*_):
+        raise DeviceError("no memory")
+
+    with monkeypatch.context() as patch, pytest.raises(DeviceError):
+        patch.setattr(finetune, "test_saved", stop)
+        finetune.run(one(tiny_cells, "task=rte"))
+
+    def moved(*arguments, original=finetune.test_saved):
+        scores = original(*arguments)
+        scores["validation"]["accuracy"] += change
+        return scores
+
+    monkeypatch.setattr(finetune, "test_saved", moved)
+    cfg = one(tiny_cells, "task=rte", f"runtime.evaluation_batch_size={size}")
+    if is_refused:
+        with pytest.raises(RunFolderError, match="where training saw"):
+            finetune.run(cfg)
+    else:
+        assert finetune.run(cfg)["status"] == "done"
+
+
 def test_examples_longer_than_the_backbone_are_refused_before_anything_is_written(tiny_cells):
     done = one(tiny_cells, "task=rte")
     record = finetune.run(done)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from condlora import CondLoraConfig, finetune, fleet
 from condlora.checkpoints import Progress, Training
-from condlora.errors import DivergedError, Interrupted, RunTaken
+from condlora.errors import DeviceError, DivergedError, Interrupted, RunTaken
 from condlora.grid import companions
 from condlora.ownership import Claim
 from condlora.packing import pack
@@ -165,7 +165,7 @@ def test_losses_gradients_and_weights_are_those_of_single_runs(tiny_bert, names,
         for name, parameter in single.trainable.items():
             theirs = member.trainable[name]
             assert (theirs - parameter).norm() <= relative * parameter.norm()
-            assert (theirs.grad - parameter.grad).norm() <= 10 * relative * parameter.grad.norm()
+            assert (theirs.grad - parameter.grad).norm() <= relative * parameter.grad.norm()
 
 
 def test_numbers_as_labels_give_the_loss_of_a_regression(tiny_bert):
@@ -271,6 +271,8 @@ def test_the_steps_of_several_runs_as_one_are_those_of_their_own_optimizers_to_t
 def test_where_one_run_has_a_scaler_or_no_moments_all_take_steps_of_their_own(change):
     runs = [stepper(0, {"lr": 0.1}, 1), stepper(1, {"lr": 0.1}, int(change == "scaler"))]
     runs[1].scaler = object() if change == "scaler" else None
+    for parameter in runs[1].model:
+        parameter.grad = torch.randn_like(parameter)
     with count_calls(torch.optim.AdamW, "step") as calls:
         fleet.take_step([fleet.Request(run, {}, HERE, 1.0) for run in runs])
     assert len(calls) == 2
@@ -367,6 +369,26 @@ def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, joint, p
         assert record["test"] == alone["test"]
 
 
+def test_each_run_of_a_fleet_is_timed_alone_which_changes_no_companions_bits(
+    tiny_cells, tmp_path, monkeypatch
+):
+    """The first ends before the other, whose dropout goes on as if nothing had been between."""
+    found = []
+    for timed in (True, False):
+        if not timed:
+            monkeypatch.setattr(finetune, "speed_alone", lambda *_: 7.0)
+        words = ("task=rte", f"runs={tmp_path}/{timed}")
+        cells = [
+            *tiny_cells(*words, "seed=0", "protocol.max_steps=3"),
+            *tiny_cells(*words, "seed=1", "protocol.max_steps=6"),
+        ]
+        records = finetune.run_together(cells)
+        rates = {record["train_examples_per_second"] for record in records}
+        assert (rates == {7.0}) is not timed
+        found.append(weights(cells[1]))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
 def test_a_fleet_of_one_is_the_single_run(tiny_cells, tmp_path, joint):
     (cfg,) = tiny_cells("task=rte")
     (other,) = tiny_cells("task=rte", f"runs={tmp_path}/other")
@@ -420,6 +442,29 @@ def test_short_memory_splits_the_fleet(tiny_cells, joint, monkeypatch, capsys):
     assert capsys.readouterr().out.count("at most 2 runs are trained together") == 1
 
 
+def test_memory_that_is_short_in_a_step_fails_its_run_and_tries_nothing_again(
+    tiny_cells, joint, monkeypatch
+):
+    """A part of the step may have been done. The first step is each run's own, as is its failure."""
+
+    def short(self, closure=None, original=torch.optim.AdamW.step):
+        if self.param_groups[0]["lr"] > 0.1:
+            raise torch.OutOfMemoryError
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", short)
+    words = ("task=rte", "protocol.warmup_ratio=0", "protocol.max_steps=3")
+    (good,) = tiny_cells(*words, "seed=0")
+    (bad,) = tiny_cells(*words, "seed=1", "protocol.learning_rate=0.5")
+    (alone,) = tiny_cells(*words, "seed=2", "protocol.learning_rate=0.5")
+    record, error = finetune.run_together([good, bad])
+    assert record["status"] == "done"
+    assert isinstance(error, DeviceError) and "optimizer's step does not fit" in str(error)
+    assert joint == [2]
+    with pytest.raises(DeviceError, match="set runtime.fleet to fewer runs"):
+        finetune.run(alone)
+
+
 def stopped_at(tiny_cells, tmp_path, instant):
     def cells(where):
         grid = ("task=rte", "adapter=lora,condlora", "seed=0,1", "runtime.checkpoint_steps=2")
@@ -433,7 +478,7 @@ def stopped_at(tiny_cells, tmp_path, instant):
 
 
 def test_a_stopped_fleet_goes_on_to_the_same_bits(tiny_cells, tmp_path):
-    stopped, wholes = stopped_at(tiny_cells, tmp_path, 13)  # before the first run's fourth step
+    stopped, wholes = stopped_at(tiny_cells, tmp_path, 13)  # in the first run's fourth step
     records = finetune.run_together(stopped)
     assert [record["resumed_at_steps"] for record in records] == [[2]] * 4
     for cfg, whole in zip(stopped, wholes, strict=True):

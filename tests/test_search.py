@@ -259,7 +259,11 @@ def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_pa
         f"runs={tmp_path}/runs", f"results={tmp_path}/results",
     ]  # fmt: skip
     command = [sys.executable, ROOT / "scripts/search_learning_rate.py", *words]
-    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {"OMP_NUM_THREADS": "6"}
+    threads = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    of_all = int(subprocess.run(threads, env=environment, capture_output=True, check=True).stdout)
+    parent = subprocess.Popen(command, **quiet, env=environment)
 
     def curves():  # of runs that have made their first evaluation
         return list(tmp_path.glob("runs/search/*/*/*/*/*/curve.csv"))
@@ -278,5 +282,5 @@ def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_pa
     for curve in curves():
         record = json.loads((curve.parent / "record.json").read_text())
         assert record["status"] == "interrupted"
-        assert record["environment"]["threads"] <= max(1, os.cpu_count() // 2)
+        assert record["environment"]["threads"] == max(1, of_all // 2)
         assert list(curve.parent.glob("checkpoints/*"))

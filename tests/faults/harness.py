@@ -1,6 +1,6 @@
 """Faults on purpose: a run, or several launchers, killed or failed at a chosen instant, and what is left compared.
 
-An instant is the moment before any of: a training step, an evaluation, the making of a scratch folder, the writing of
+An instant is the moment before any of: the end of a training step, an evaluation, the making of a scratch folder, the writing of
 a text, an fsync, a rename, the removal of a folder. A run passes the same instants in the same order each time, so
 instant n of a run can be chosen, counted and met again.
 """
