@@ -257,7 +257,8 @@ def joint_gradients(requests: list[Request]) -> list[torch.Tensor]:
         request.training.model.train()
         models.append(request.accelerator.unwrap_model(request.training.model))
     inputs = joined([request.batch for request in requests], models[0].config.pad_token_id)
-    with together(models):
+    leaves = Leaves()
+    with together(models, leaves):
         logits = requests[0].training.model(**inputs).logits
     losses = [
         loss_of(own, request.batch["labels"])
@@ -268,6 +269,7 @@ def joint_gradients(requests: list[Request]) -> list[torch.Tensor]:
         for request, loss in zip(requests, losses, strict=True)
     ]
     torch.stack(scaled).sum().backward()
+    leaves.hand_back()
     return [loss.detach().float() for loss in losses]
 
 
@@ -301,8 +303,36 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, labels)
 
 
+class Leaves:
+    """Tensors of several runs as one, (runs, ...), which the joint pass has gradients of in their place.
+
+    Else each run's own tensors would have them, by a copy or, where layers share a tensor, a sum for each.
+    """
+
+    def __init__(self):
+        self.found: dict[tuple[int, ...], tuple[list[torch.Tensor], torch.Tensor]] = {}
+
+    def stack(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """The same each time it is asked for."""
+        key = tuple(map(id, tensors))
+        if key not in self.found:
+            stacked = torch.stack([tensor.detach() for tensor in tensors])
+            stacked.requires_grad_(any(tensor.requires_grad for tensor in tensors))
+            self.found[key] = tensors, stacked
+        return self.found[key][1]
+
+    def hand_back(self) -> None:
+        """Add to each run's tensors their part of the gradients."""
+        for tensors, stacked in self.found.values():
+            if stacked.grad is None:
+                continue
+            for own, grad in zip(tensors, stacked.grad, strict=True):
+                if own.requires_grad:
+                    own.grad = grad if own.grad is None else own.grad + grad
+
+
 @contextmanager
-def together(models: list[PeftModel]) -> Iterator[None]:
+def together(models: list[PeftModel], leaves: Leaves) -> Iterator[None]:
     """Within it the first model takes the rows of all, in equal shares, and each row goes through its model's layers."""
     names = [
         path
@@ -312,7 +342,7 @@ def together(models: list[PeftModel]) -> Iterator[None]:
     first = [models[0].get_submodule(name) for name in names]
     for name, module in zip(names, first, strict=True):
         own = [model.get_submodule(name) for model in models]
-        module.forward = partial(low_rank if isinstance(module, LowRank) else heads, own)
+        module.forward = partial(low_rank if isinstance(module, LowRank) else heads, own, leaves)
     try:
         yield
     finally:
@@ -320,11 +350,13 @@ def together(models: list[PeftModel]) -> Iterator[None]:
             del module.forward
 
 
-def heads(wrappers: list[ModulesToSaveWrapper], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+def heads(
+    wrappers: list[ModulesToSaveWrapper], leaves: Leaves, x: torch.Tensor, *args, **kwargs
+) -> torch.Tensor:
     """Every model's own head on its rows, each of a head's products being one batched product of all."""
     own = [wrapper.modules_to_save[ADAPTER] for wrapper in wrappers]
     names = [name for name, _ in own[0].named_parameters()]
-    stacked = {name: torch.stack([head.get_parameter(name) for head in own]) for name in names}
+    stacked = {name: leaves.stack([head.get_parameter(name) for head in own]) for name in names}
 
     def head(tensors: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(own[0], tensors, (rows, *args), kwargs)
@@ -333,17 +365,17 @@ def heads(wrappers: list[ModulesToSaveWrapper], x: torch.Tensor, *args, **kwargs
     return torch.vmap(head, randomness="different")(stacked, rows).flatten(0, 1)
 
 
-def low_rank(layers: list[LowRank], x: torch.Tensor) -> torch.Tensor:
+def low_rank(layers: list[LowRank], leaves: Leaves, x: torch.Tensor) -> torch.Tensor:
     """The frozen layer on all rows, and every model's own update on its rows as one batched product."""
     result = layers[0].base_layer(x)
-    A, B = factors(layers)
+    A, B = factors(layers, leaves)
     x = layers[0].lora_dropout[ADAPTER](x.to(A.dtype))
     rows = x.reshape(len(layers), -1, x.shape[-1])
     added = torch.bmm(torch.bmm(rows, A.mT), B.mT)
     return (result + added.view_as(result)).to(result.dtype)
 
 
-def factors(layers: list[LowRank]) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(layers: list[LowRank], leaves: Leaves) -> tuple[torch.Tensor, torch.Tensor]:
     """A (models, r, in) and scaling times B (models, out, r) of one layer in every model.
 
     Those of neighbours that make them by the same method are made in one product.
@@ -352,10 +384,10 @@ def factors(layers: list[LowRank]) -> tuple[torch.Tensor, torch.Tensor]:
     for (method, scaling), group in groupby(layers, key=_making):
         own = list(group)
         if method is None:
-            A = torch.stack([layer.lora_A[ADAPTER].weight for layer in own])
-            B = torch.stack([layer.lora_B[ADAPTER].weight for layer in own])
+            A = leaves.stack([layer.lora_A[ADAPTER].weight for layer in own])
+            B = leaves.stack([layer.lora_B[ADAPTER].weight for layer in own])
         else:
-            A, B = made_together(own)
+            A, B = made_together(own, leaves)
         all_A.append(A)
         all_B.append(scaling * B)
     return torch.cat(all_A), torch.cat(all_B)
@@ -370,12 +402,14 @@ def _making(layer: LowRank) -> tuple[Method | None, float]:
     return (method if method.seed is None else replace(method, seed=0)), scaling
 
 
-def made_together(layers: list[CondLoraLinear]) -> tuple[torch.Tensor, torch.Tensor]:
+def made_together(
+    layers: list[CondLoraLinear], leaves: Leaves
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B of one layer in several models by one method, from one W."""
     names = layers[0].tensors[ADAPTER]
     dtype = layers[0].theta(ADAPTER)[0].dtype
     stacked = {
-        name: torch.stack([layer.tensors[ADAPTER][name][ADAPTER].to(dtype) for layer in layers])
+        name: leaves.stack([layer.tensors[ADAPTER][name][ADAPTER] for layer in layers]).to(dtype)
         for name in names
     }
     W, method = layers[0].read_weight(ADAPTER), layers[0].method[ADAPTER]

@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 from peft import LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from condlora import CondLoraConfig, finetune, fleet
 from condlora.checkpoints import Progress, Training
@@ -223,7 +224,10 @@ def test_a_joint_pass_leaves_the_models_as_they_were(tiny_bert):
     fleet.joint_gradients(requests_of(runs, [batch(0), batch(1)]))
     after = [run.model.eval()(**batch(0)).logits for run in runs]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    with pytest.raises(RuntimeError, match="broken"), fleet.together([r.model for r in runs]):
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        fleet.together([r.model for r in runs], fleet.Leaves()),
+    ):
         raise RuntimeError("broken")
     assert torch.equal(runs[0].model.eval()(**batch(0)).logits, before[0])
 
@@ -290,6 +294,33 @@ def count_calls(owner, name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, counted)
         yield calls
+
+
+class Operations(TorchDispatchMode):
+    """How many of torch's operators are called within it, each of which a GPU is sent."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), settings=None):
+        self.count += 1
+        return operator(*arguments, **(settings or {}))
+
+
+@pytest.mark.parametrize("name", ["lora", "condlora"])
+def test_a_run_more_adds_operations_for_its_batch_and_loss_alone(tiny_bert, name):
+    """And none for each of its tensors: a GPU would spend its time with these."""
+    found = {}
+    for size in (2, 6):
+        runs = [training(tiny_bert, name, i, torch.float32) for i in range(size)]
+        steps(runs, 1, together=True)  # the first makes the moments
+        for run in runs:
+            run.optimizer.zero_grad()
+        requests = requests_of(runs, [batch(i) for i in range(size)])
+        with Operations() as counted:
+            fleet.joint_gradients(requests)
+            fleet.take_step(requests)
+        found[size] = counted.count
+    assert found[6] - found[2] < 4 * 35
 
 
 def test_values_that_are_not_finite_stay_in_their_own_run(tiny_bert):

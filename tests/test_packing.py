@@ -273,7 +273,8 @@ def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, 
     monkeypatch.setattr(
         fleet, "share_frozen", lambda *_: True
     )  # once, as a fleet begins, it compares
-    models = [pack(adapted(classifier("bert"), method, "bert")) for method in methods]
+    # There already, as going there makes other parameters than the optimizer knows, where going to a GPU does not.
+    models = [pack(adapted(classifier("bert"), method, "bert")).to("meta") for method in methods]
     trainings = [
         finetune.prepare_training(cfg, model, DataLoader([]), 6, accelerator)[0] for model in models
     ]
@@ -286,6 +287,7 @@ def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, 
             finetune.end_step(trainings[i], len(LENGTHS), loss, accelerator)
     assert len(set(together.groups.values())) == 1
     assert all(t.progress.loss_sum.device.type == "meta" for t in trainings)
+    assert all(len(t.optimizer.state) == len(t.trainable) for t in trainings)
 
 
 def losses(cell):
