@@ -3,11 +3,13 @@
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
+from condlora.tuner.methods.condlora import make_factors
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -44,6 +46,36 @@ def test_under_autocast_a_float32_model_is_near_its_own_output(dtype):
         rough = logits(model)
     assert 0 < (rough - exact).abs().max() < 0.1
     assert torch.equal(logits(model), exact)  # what was made under autocast is not used outside it
+
+
+class Copies(TorchDispatchMode):
+    """Shapes of the tensors that are brought into another format within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), settings=None):
+        if operator is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(arguments[0].shape))
+        return operator(*arguments, **(settings or {}))
+
+
+@pytest.mark.parametrize("form", ["code", "literal", "consistent"])
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
+def test_under_autocast_w_is_rounded_once_to_the_same_bits(base, form):
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(12, 12, generator=generator).to(base)
+    theta_A, theta_B = (torch.randn(4, 12, generator=generator) for _ in "AB")
+    exact = W.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        with Copies() as copies:
+            A, B = make_factors(W, theta_A, theta_B, form)
+        expected_A = theta_A @ (exact if form == "consistent" else exact.T)
+        expected_B = (theta_B @ (exact if form == "literal" else exact.T)).T
+    assert torch.equal(A, expected_A) and torch.equal(B, expected_B)
+    assert copies.shapes.count((12, 12)) == (base == torch.float32)
+    assert make_factors(W, theta_A, theta_B, form)[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

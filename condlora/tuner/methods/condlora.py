@@ -22,10 +22,19 @@ def make_factors(W: torch.Tensor, theta_A: torch.Tensor, theta_B: torch.Tensor, 
     theta_A and theta_B are (r, in) or (r, out), see `theta_shapes`. Source: equations 5 and 6 of the
     paper; "code" is what the authors' released layer computes.
     """
+    W = W.to(_dtype_of_products(theta_A))
     A = theta_A @ W if form == "consistent" else theta_A @ W.T
     # B as the transpose of a product with theta_B in front: with gradients a third faster than W theta_B^T.
     B = (theta_B @ W if form == "literal" else theta_B @ W.T).T
     return A, B
+
+
+def _dtype_of_products(theta: torch.Tensor) -> torch.dtype:
+    """Autocast's, within it: W is then rounded once, to the same bits, where autocast would for A and again for B."""
+    device = theta.device.type
+    if theta.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return theta.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def theta_shapes(out_features: int, in_features: int, r: int, form: str):
@@ -58,4 +67,4 @@ class CondLora(Method):
         }
 
     def factors(self, W, theta_A, theta_B):
-        return make_factors(W.to(theta_A.dtype), theta_A, theta_B, self.form)
+        return make_factors(W, theta_A, theta_B, self.form)
