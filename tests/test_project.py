@@ -236,7 +236,7 @@ def test_readme_controls_are_those_of_the_committed_frontier():
     ):  # fmt: skip
         assert f"{words} {found.score[method]:.1f} ± {found.sd[method]:.1f}" in README
     place = found.score.rank(ascending=False)["condlora"]
-    assert f"Of {len(found)} methods CondLoRA is {place:.0f}th" in README
+    assert f"CondLoRA is number {place:.0f} of {len(found)} methods" in README
     for method in ("ia3", "ln_tuning", "condlora_dora", "cond_pissa", "cond_adalora"):
         assert less_condlora(found, method) in README, method
 
