@@ -48,7 +48,7 @@ def make_accelerator(cfg: DictConfig) -> Accelerator:
             project_config=ProjectConfiguration(logging_dir=logging_dir),
         )
     except (ValueError, ImportError) as error:
-        if precision in str(error):
+        if precision != "no" and precision in str(error):
             raise DeviceError(
                 f"This device has no {precision}: set protocol.precision=no."
             ) from error

@@ -94,7 +94,8 @@ def logits(model):
 
 
 def assert_same(got, want):
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    """But for rounding: a loaded tensor may lie at another alignment, by which BLAS adds in another order."""
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 def assert_exported(model, make, folder):
