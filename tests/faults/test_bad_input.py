@@ -71,7 +71,7 @@ SETTINGS = [
     ("runtime.evaluation_batch_size=0", "runtime.evaluation_batch_size=0 has no meaning"),
     ("runtime.deterministic=maybe", "runtime.deterministic='maybe' has no meaning"),
     ("runtime.checkpoint_minutes=-1", "runtime.checkpoint_minutes=-1 has no meaning"),
-    ("runtime.trackers=[nothing]", "runtime.trackers=['nothing'] is not usable"),
+    ("runtime.trackers=[nothing] protocol.precision=no", "runtime.trackers=['nothing'] is not usable"),
     ("profile.name=../up", "is no folder's name"),
     ("protocol.adapter.r=0", "protocol.adapter.r=0 has no meaning"),
     ("adapter.config.r=-4", "does not fit the backbone"),
@@ -257,7 +257,7 @@ DISK = {
 }
 
 CASES = [
-    *(pytest.param((o,), None, m, id=o) for o, m in SETTINGS),
+    *(pytest.param(tuple(o.split()), None, m, id=o) for o, m in SETTINGS),
     *(pytest.param(("adapter=condlora", o), None, m, id=f"condlora {o}") for o, m in CONDLORA),
     *(pytest.param((), change, m, id=f"data: {name}") for name, (change, m) in DATA.items()),
     *(pytest.param((), change, m, id=f"backbone: {name}") for name, (change, m) in BACKBONE.items()),
