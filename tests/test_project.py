@@ -291,6 +291,14 @@ def test_readme_speeds_are_those_of_the_committed_benchmark():
     assert f"at {of_matrix_rate['cola']:.2f} and {of_matrix_rate['rte']:.2f} of" in README
 
 
+def test_readme_figures_of_compiling_are_those_of_the_committed_benchmark():
+    found = pd.read_csv(committed("results/benchmark/compiled.csv")).set_index("variant")
+    share = found.examples_per_second["compiled"] / found.examples_per_second["longest"]
+    prose = " ".join(README.split())
+    assert f"a first step of {found.first_step_seconds['compiled']:.0f} s" in prose
+    assert f"the three after it did {share:.2f} times the examples" in prose
+
+
 def test_readme_growth_is_that_of_the_committed_benchmark():
     found = pd.read_csv(committed("results/benchmark/growth.csv"))
     rate = found[found.method == "lora"].set_index(["variant", "task"]).examples_per_second
