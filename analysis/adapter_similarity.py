@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from analysis import subspace, typeset
-from analysis.selection import (
+from analysis.maths import subspace
+from analysis.present import typeset
+from analysis.stats.significance import Summary, summarise
+from analysis.study.selection import (
     MATRIX_LABEL,
     REFERENCE,
     TASKS,
@@ -23,8 +25,7 @@ from analysis.selection import (
     published,
     task_order,
 )
-from analysis.significance import Summary, summarise
-from condlora.cli import command
+from condlora.commands.cli import command
 
 
 @dataclass(frozen=True)

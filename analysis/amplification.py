@@ -18,14 +18,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from analysis import subspace, typeset
-from analysis.figures import COLUMN_WIDTH, METHOD_LINE, METHOD_STYLE, label, save
 from analysis.lora_subspace import gaussian_factors
-from analysis.rank_selection import by_method, load_ranks, scaling, shown_rank
-from analysis.selection import Settings, Stack, adapter_order, open_study
-from analysis.significance import Summary, summarise
-from analysis.typeset import Picture, Section, Table
-from condlora.cli import command
+from analysis.maths import subspace
+from analysis.present import typeset
+from analysis.present.figures import COLUMN_WIDTH, METHOD_LINE, METHOD_STYLE, label, save
+from analysis.present.typeset import Picture, Section, Table
+from analysis.stats.significance import Summary, summarise
+from analysis.study.rank_selection import by_method, load_ranks, scaling, shown_rank
+from analysis.study.selection import Settings, Stack, adapter_order, open_study
+from condlora.commands.cli import command
 
 GAUSSIAN_MAPS = "condlora_gaussian_maps"
 

@@ -21,12 +21,12 @@ from analysis import (
     glue_scores,
     linear_map,
 )
-from analysis.evidence import COMPUTATIONS, Findings
-from analysis.rules import INCONCLUSIVE, NOT_RUN, VERDICTS, Numbers, Part, combine, load_rules
-from analysis.selection import Stack, Study, load_stacks, open_study
-from analysis.significance import Interval
-from analysis.typeset import UNDEFINED, Table, interval, number, p_value
-from condlora.cli import command
+from analysis.present.typeset import UNDEFINED, Table, interval, number, p_value
+from analysis.stats.rules import INCONCLUSIVE, NOT_RUN, VERDICTS, Numbers, Part, combine, load_rules
+from analysis.stats.significance import Interval
+from analysis.study.evidence import COMPUTATIONS, Findings
+from analysis.study.selection import Stack, Study, load_stacks, open_study
+from condlora.commands.cli import command
 
 MOST_NAMED = 8  # parts named one by one; more are counted, and all are in the table of parts
 KIND = {"paper": "the paper", "control": "a control of ours", "check": "a check"}

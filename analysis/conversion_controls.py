@@ -33,8 +33,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from analysis import inverse_spectrum, subspace, typeset
-from analysis.conversion_figures import draw_controls, draw_spectra, draw_truncation
 from analysis.conversion_origin import (
     CHECK_IT,
     FLAT,
@@ -45,11 +43,21 @@ from analysis.conversion_origin import (
     table_of_tests,
 )
 from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.inverse_spectrum import Inverse, Spectra, table_of_directions, table_of_spectra
-from analysis.selection import MATRIX_LABEL, REFERENCE, Settings, Stack, load_stacks, open_study
-from analysis.significance import summarise
-from analysis.typeset import Picture, Section
-from condlora.cli import command
+from analysis.maths import inverse_spectrum, subspace
+from analysis.maths.inverse_spectrum import Inverse, Spectra, table_of_directions, table_of_spectra
+from analysis.present import typeset
+from analysis.present.conversion_figures import draw_controls, draw_spectra, draw_truncation
+from analysis.present.typeset import Picture, Section
+from analysis.stats.significance import summarise
+from analysis.study.selection import (
+    MATRIX_LABEL,
+    REFERENCE,
+    Settings,
+    Stack,
+    load_stacks,
+    open_study,
+)
+from condlora.commands.cli import command
 
 UNTRAINED, OTHER_LAYER, OTHER_SEED = "untrained", "other_layer", "other_seed"
 BOTH_RANDOM, V_RANDOM, U_RANDOM = "random_U_and_V", "random_V", "random_U"

@@ -10,10 +10,10 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from analysis import typeset
 from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.selection import MATRIX_LABEL, TASKS
-from analysis.significance import holm
+from analysis.present import typeset
+from analysis.stats.significance import holm
+from analysis.study.selection import MATRIX_LABEL, TASKS
 
 FLAT = "flat_spectrum"
 PAIRS = {"off_diagonal": "all pairs", "deep": "deep half", "shallow": "shallow half"}

@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
-from analysis import subspace, typeset
-from analysis.figures import Panel, heatmap_grid, round_up, save
-from analysis.selection import (
+from analysis.maths import subspace
+from analysis.present import typeset
+from analysis.present.figures import Panel, heatmap_grid, round_up, save
+from analysis.stats.significance import Summary, summarise
+from analysis.study.selection import (
     MATRIX_LABEL,
     REFERENCE,
     TASKS,
@@ -28,8 +30,7 @@ from analysis.selection import (
     open_study,
     published,
 )
-from analysis.significance import Summary, summarise
-from condlora.cli import command
+from condlora.commands.cli import command
 
 TRAINED, GAUSSIAN, CONTROL = "trained", "gaussian", "gaussian_through_inverse_W0"
 SOURCE_LABEL = {

@@ -9,9 +9,11 @@ import math
 import pandas as pd
 from omegaconf import DictConfig
 
-from analysis import typeset
-from analysis.figures import label
-from analysis.selection import (
+from analysis.present import typeset
+from analysis.present.figures import label
+from analysis.present.typeset import Section
+from analysis.stats.significance import summarise
+from analysis.study.selection import (
     REFERENCE,
     TASKS,
     adapter_order,
@@ -20,10 +22,8 @@ from analysis.selection import (
     published,
     task_order,
 )
-from analysis.significance import summarise
-from analysis.typeset import Section
-from condlora.cli import command
-from condlora.grid import Cell
+from condlora.commands.cli import command
+from condlora.grid.cells import Cell
 
 OF_ITS_OWN = (
     "train_seconds",

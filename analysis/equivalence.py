@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from analysis import typeset
-from analysis.figures import label
 from analysis.glue_scores import AVERAGE, POINTS, differences, scores, title
-from analysis.rules import Numbers, load_rules, runs_to_settle_equality
-from analysis.selection import REFERENCE, TASKS, adapter_order, open_study, task_order
-from analysis.significance import (
+from analysis.present import typeset
+from analysis.present.figures import label
+from analysis.stats.rules import Numbers, load_rules, runs_to_settle_equality
+from analysis.stats.significance import (
     Summary,
     bootstrap_interval,
     holm,
@@ -27,9 +26,10 @@ from analysis.significance import (
     summarise,
     t_interval,
 )
-from condlora.cli import command
+from analysis.study.selection import REFERENCE, TASKS, adapter_order, open_study, task_order
+from condlora.commands.cli import command
 from condlora.errors import UserError
-from condlora.grid import Cell
+from condlora.grid.cells import Cell
 
 COLUMNS = [
     *("adapter", "task", "n", "mean", "sd"),

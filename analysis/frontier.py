@@ -14,16 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from omegaconf import DictConfig
 
-from analysis import efficiency, glue_scores, typeset
-from analysis.figures import METHOD_STYLE, label, save
-from analysis.rank_selection import method_of
-from analysis.rules import load_rules
-from analysis.selection import REFERENCE, TASKS, adapter_order, open_study, task_order
-from analysis.significance import UNDEFINED_INTERVAL, Summary, summarise, t_interval
-from analysis.typeset import Picture, Section, Table
-from condlora.cli import command
+from analysis import efficiency, glue_scores
+from analysis.present import typeset
+from analysis.present.figures import METHOD_STYLE, label, save
+from analysis.present.typeset import Picture, Section, Table
+from analysis.stats.rules import load_rules
+from analysis.stats.significance import UNDEFINED_INTERVAL, Summary, summarise, t_interval
+from analysis.study.rank_selection import method_of
+from analysis.study.selection import REFERENCE, TASKS, adapter_order, open_study, task_order
+from condlora.commands.cli import command
 from condlora.errors import NoFinishedRuns
-from condlora.grid import Cell
+from condlora.grid.cells import Cell
 
 AXES = {  # column -> name of the axis
     "parameters": "trainable parameters, the head aside",

@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from analysis import score_figures, typeset
-from analysis.figures import label, save
-from analysis.rules import load_rules
-from analysis.selection import (
+from analysis.present import score_figures, typeset
+from analysis.present.figures import label, save
+from analysis.present.typeset import Picture, Section
+from analysis.stats.rules import load_rules
+from analysis.stats.significance import Summary, one_example_points, summarise
+from analysis.study.selection import (
     REFERENCE,
     TASKS,
     adapter_order,
@@ -20,10 +22,8 @@ from analysis.selection import (
     open_study,
     published,
 )
-from analysis.significance import Summary, one_example_points, summarise
-from analysis.typeset import Picture, Section
-from condlora.cli import command
-from condlora.grid import Cell
+from condlora.commands.cli import command
+from condlora.grid.cells import Cell
 
 AVERAGE = "average"
 POINTS = 100  # the paper gives scores in points

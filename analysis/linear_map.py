@@ -30,11 +30,12 @@ from omegaconf import DictConfig
 from scipy import stats
 from torch import Tensor
 
-from analysis import subspace, typeset
-from analysis.selection import REFERENCE, Settings, Stack, load_stacks, open_study
-from analysis.significance import holm, summarise
-from analysis.typeset import Section
-from condlora.cli import command
+from analysis.maths import subspace
+from analysis.present import typeset
+from analysis.present.typeset import Section
+from analysis.stats.significance import holm, summarise
+from analysis.study.selection import REFERENCE, Settings, Stack, load_stacks, open_study
+from condlora.commands.cli import command
 
 TRAINED, OTHER_LAYER, RANDOM = "trained", "other_layer_W0", "random_W0"
 SHARED, GAUSSIAN = "no_W0", "gaussian_A_B"

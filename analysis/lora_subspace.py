@@ -16,14 +16,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from analysis import lora_subspace_figures as figures
-from analysis import subspace, typeset
-from analysis.figures import label
-from analysis.rank_selection import PAPER_RANK, by_method, load_ranks
-from analysis.selection import MATRIX_LABEL, Settings, Stack, adapter_order, open_study
-from analysis.significance import summarise
-from analysis.typeset import Picture, Section, Table
-from condlora.cli import command
+from analysis.maths import subspace
+from analysis.present import lora_subspace_figures as figures
+from analysis.present import typeset
+from analysis.present.figures import label
+from analysis.present.typeset import Picture, Section, Table
+from analysis.stats.significance import summarise
+from analysis.study.rank_selection import PAPER_RANK, by_method, load_ranks
+from analysis.study.selection import MATRIX_LABEL, Settings, Stack, adapter_order, open_study
+from condlora.commands.cli import command
 
 RANKS, SEEDS = "ranks", "seeds"  # what is compared: two ranks, or two seeds
 

@@ -13,14 +13,15 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
-from analysis import adapter_similarity, typeset
+from analysis import adapter_similarity
 from analysis.amplification import product_norm
-from analysis.figures import COLUMN_WIDTH, label, position_map, round_up, save
-from analysis.rank_selection import by_method, load_ranks, scaling, shown_rank
-from analysis.selection import MATRIX_LABEL, Settings, Stack, adapter_order, open_study
-from analysis.significance import summarise
-from analysis.typeset import Picture, Section, Table
-from condlora.cli import command
+from analysis.present import typeset
+from analysis.present.figures import COLUMN_WIDTH, label, position_map, round_up, save
+from analysis.present.typeset import Picture, Section, Table
+from analysis.stats.significance import summarise
+from analysis.study.rank_selection import by_method, load_ranks, scaling, shown_rank
+from analysis.study.selection import MATRIX_LABEL, Settings, Stack, adapter_order, open_study
+from condlora.commands.cli import command
 
 PHI, NORM = "phi", "relative_norm"
 

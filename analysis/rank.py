@@ -12,10 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
-from analysis import rank_similarity, typeset
-from analysis.figures import COLUMN_WIDTH, METHOD_LINE, label, method_style, save
-from analysis.rank_selection import by_method, has_rank, load_ranks, method_of, rank_of
-from analysis.selection import (
+from analysis import rank_similarity
+from analysis.present import typeset
+from analysis.present.figures import COLUMN_WIDTH, METHOD_LINE, label, method_style, save
+from analysis.present.typeset import Picture, Section, Table
+from analysis.stats.significance import summarise
+from analysis.study.rank_selection import by_method, has_rank, load_ranks, method_of, rank_of
+from analysis.study.selection import (
     REFERENCE,
     TASKS,
     Settings,
@@ -24,10 +27,8 @@ from analysis.selection import (
     open_study,
     task_order,
 )
-from analysis.significance import summarise
-from analysis.typeset import Picture, Section, Table
-from condlora.cli import command
-from condlora.grid import Cell
+from condlora.commands.cli import command
+from condlora.grid.cells import Cell
 
 RANKS = (1, 2, 4, 8, 16, 64)  # those of Hu et al., table 6, and 16
 COMPARED = (REFERENCE, "condlora")

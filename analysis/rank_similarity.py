@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis import adapter_similarity, subspace, typeset
-from analysis.figures import COLUMN_WIDTH, METHOD_STYLE, save
-from analysis.selection import MATRIX_LABEL, REFERENCE, Settings, Stack
-from analysis.significance import summarise
-from analysis.typeset import Picture, Table
+from analysis import adapter_similarity
+from analysis.maths import subspace
+from analysis.present import typeset
+from analysis.present.figures import COLUMN_WIDTH, METHOD_STYLE, save
+from analysis.present.typeset import Picture, Table
+from analysis.stats.significance import summarise
+from analysis.study.selection import MATRIX_LABEL, REFERENCE, Settings, Stack
 
 TRAINED, CONTROL, METHODS = "trained", "gaussian_through_inverse_W0", "lora_condlora"
 # Fewer draws at higher ranks: each costs more and varies less.

@@ -24,16 +24,18 @@ from analysis import (
     linear_map,
     lora_subspace,
     positions,
-    provenance,
     rank,
-    typeset,
 )
-from analysis.comparability import differences
 from analysis.conversion_similarity import SOURCE_LABEL
-from analysis.evidence import Findings
-from analysis.provenance import listed
-from analysis.rules import VERDICTS, load_rules
-from analysis.selection import (
+from analysis.present import typeset
+from analysis.present.typeset import Picture, Section
+from analysis.stats.rules import VERDICTS, load_rules
+from analysis.stats.significance import one_example_points
+from analysis.study import provenance
+from analysis.study.comparability import differences
+from analysis.study.evidence import Findings
+from analysis.study.provenance import listed
+from analysis.study.selection import (
     TASKS,
     Stack,
     Study,
@@ -42,12 +44,10 @@ from analysis.selection import (
     open_study,
     published,
 )
-from analysis.significance import one_example_points
-from analysis.typeset import Picture, Section
-from condlora.cli import command
-from condlora.grid import Cell
+from condlora.commands.cli import command
+from condlora.grid.cells import Cell
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "present" / "templates"
 PUBLISHED_PROTOCOLS = {"authors", "paper", "lora_setting"}
 
 

@@ -8,6 +8,6 @@ from condlora.versions import require_versions
 require_versions()  # before what imports those libraries
 
 from condlora.tuner import CondLoraConfig, CondLoraModel  # noqa: E402
-from condlora.tuner.lora_export import export_lora  # noqa: E402
+from condlora.tuner.io.lora_export import export_lora  # noqa: E402
 
 __all__ = ["CondLoraConfig", "CondLoraModel", "export_lora"]

@@ -1,6 +1,6 @@
 """The errors a user can cause: each message is one sentence that says what is wrong, then the next step.
 
-Commands turn a `UserError` into that message and its exit status (`condlora.cli`); everything else is a
+Commands turn a `UserError` into that message and its exit status (`condlora.commands.cli`); everything else is a
 defect of ours and keeps its traceback.
 """
 

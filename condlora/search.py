@@ -1,6 +1,6 @@
 """The learning rate of each task and method of a profile, chosen on validation.
 
-A study is one task and method, a trial one rate: a run of `condlora.finetune` like any other, kept under
+A study is one task and method, a trial one rate: a run of `condlora.training.run` like any other, kept under
 `<runs>/search`. Every study has the same number of trials, so all methods get the same budget: first the same few
 rates, then, where the settings ask for more, each where those before it point (`next_rate`), since the best rates of
 methods lie far apart. Nothing is random: a search that was killed comes to the same trials when it is started again.
@@ -36,13 +36,13 @@ from omegaconf import DictConfig
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from condlora import finetune
-from condlora.device import fleet_size
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
-from condlora.grid import compose_cells
-from condlora.progress import say
-from condlora.records import read_record, recipe, recipe_hash, run_folder
+from condlora.grid.cells import compose_cells
+from condlora.runs.record import read_record, recipe, recipe_hash, run_folder
+from condlora.training import run as finetune
+from condlora.training.bars import say
+from condlora.training.device import fleet_size
 
 STUDY = ["task", "adapter"]
 GRACE = 30.0  # seconds for a run to write its checkpoint

@@ -19,8 +19,8 @@ from benchmark_checkpoints import checkpoints
 from benchmark_training import growth, training
 from omegaconf import DictConfig
 
-from condlora.cli import command
-from condlora.environment import ROOT, environment
+from condlora.commands.cli import command
+from condlora.runs.environment import ROOT, environment
 
 
 def tests(_: DictConfig) -> dict[str, float]:

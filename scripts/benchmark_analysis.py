@@ -19,10 +19,10 @@ from analysis import (
     linear_map,
     lora_subspace,
     positions,
-    subspace,
 )
-from analysis.selection import Settings, Stack
-from condlora.grid import Cell
+from analysis.maths import subspace
+from analysis.study.selection import Settings, Stack
+from condlora.grid.cells import Cell
 
 KINDS = ("query", "value")
 

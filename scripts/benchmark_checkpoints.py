@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from condlora import CondLoraConfig
-from condlora.backbone import save_adapter
-from condlora.checkpoints import Checkpoints, Progress, Training
-from condlora.cli import CONFIGS
-from condlora.ownership import Claim
+from condlora.models.backbones import save_adapter
+from condlora.paths import CONFIGS
+from condlora.runs.lease import Claim
+from condlora.training.checkpoints import Checkpoints, Progress, Training
 
 METHODS = {"lora": LoraConfig, "condlora": CondLoraConfig}
 

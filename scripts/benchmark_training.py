@@ -28,13 +28,19 @@ from transformers import (
     TrainingArguments,
 )
 
-from condlora.backbone import Backbone, load_backbone
-from condlora.cli import CONFIGS
-from condlora.device import choose_attention, find_device, make_accelerator
-from condlora.environment import PeakMemory
 from condlora.errors import ConfigError
-from condlora.evaluation import collator
-from condlora.finetune import (
+from condlora.glue.batches import Encoded, ShuffledEachEpoch, encode, training_batches
+from condlora.glue.prepare import Data
+from condlora.glue.sources import load_text
+from condlora.glue.tasks import task_from_config
+from condlora.grid.cells import compose_cells, compose_common
+from condlora.models.backbones import Backbone, load_backbone
+from condlora.paths import CONFIGS
+from condlora.runs.environment import PeakMemory
+from condlora.training.device import choose_attention, find_device, make_accelerator
+from condlora.training.evaluation import collator
+from condlora.training.joint import Fleet, Request
+from condlora.training.run import (
     end_step,
     gradients,
     initialise,
@@ -43,12 +49,6 @@ from condlora.finetune import (
     streams,
     with_targets,
 )
-from condlora.fleet import Fleet, Request
-from condlora.glue.batches import Encoded, ShuffledEachEpoch, encode, training_batches
-from condlora.glue.prepare import Data
-from condlora.glue.sources import load_text
-from condlora.glue.tasks import task_from_config
-from condlora.grid import compose_cells, compose_common
 
 TOKENS = "tokens_"  # before how many each example has, in place of a task's name
 TRAINERS = ("trainer_512", "trainer_dynamic")  # as the authors; with DataCollatorWithPadding

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from condlora.backbone import load_run
-from condlora.cli import explain
+from condlora.commands.cli import explain
 from condlora.errors import RunFolderError, UserError
-from condlora.records import read_record
-from condlora.tuner.adapter_folder import check_free, load_adapted
-from condlora.tuner.lora_export import export_lora
+from condlora.models.backbones import load_run
+from condlora.runs.record import read_record
+from condlora.tuner.io.adapter_folder import check_free, load_adapted
+from condlora.tuner.io.lora_export import export_lora
 
 
 def adapted_model(folder: Path, base: str | None):

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from condlora.cli import explain
+from condlora.commands.cli import explain
 from condlora.errors import UserError
-from condlora.tuner.checkpoint_import import import_adapter
+from condlora.tuner.io.checkpoint_import import import_adapter
 
 
 def main() -> None:

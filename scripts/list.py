@@ -2,8 +2,8 @@
 
 import sys
 
-from condlora.cli import command
-from condlora.grid import compose_cells, inspect, table
+from condlora.commands.cli import command
+from condlora.grid.cells import compose_cells, inspect, table
 
 
 def show(overrides: list[str]) -> None:

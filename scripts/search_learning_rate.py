@@ -5,7 +5,7 @@ A search that was stopped goes on where it was; see configs/search/settings.yaml
 
 from omegaconf import DictConfig
 
-from condlora.cli import command
+from condlora.commands.cli import command
 
 
 @command("search/settings")

@@ -7,9 +7,9 @@ import traceback
 
 from omegaconf import DictConfig
 
-from condlora.cli import command, explain
+from condlora.commands.cli import command, explain
 from condlora.errors import RunTaken
-from condlora.grid import companions, left_by_others, preflight, require_done
+from condlora.grid.cells import companions, left_by_others, preflight, require_done
 
 GRID = "CONDLORA_GRID"  # the command line's words, which a launcher's jobs know in part only
 
@@ -29,8 +29,10 @@ def finish(overrides: list[str]) -> None:
 
 def attempt(cfg: DictConfig) -> None:
     """Do a run, and with it as many of the grid that fit beside it as `runtime.fleet` allows."""
-    from condlora.device import fleet_size  # after preflight, which must answer within seconds
-    from condlora.finetune import run_together
+    from condlora.training.device import (
+        fleet_size,  # after preflight, which must answer within seconds
+    )
+    from condlora.training.run import run_together
 
     cells = [cfg, *companions(cfg, json.loads(os.environ.get(GRID, "[]")), fleet_size(cfg) - 1)]
     for cell, outcome in zip(cells, run_together(cells), strict=True):

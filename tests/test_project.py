@@ -13,9 +13,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from condlora import finetune
-from condlora.grid import compose_cells, preflight
-from condlora.records import recipe
+from condlora.grid.cells import compose_cells, preflight
+from condlora.runs.record import recipe
+from condlora.training import run as finetune
 from tests.tasks import GLUE_TASKS, ROOT
 
 PROFILES = sorted(p.stem for p in (ROOT / "configs" / "profile").glob("*.yaml"))
@@ -83,7 +83,12 @@ def test_imports_go_one_way():
             name.split(".")[0] in ("analysis", "matplotlib") for name in imports(path)
         ), path
     for path in (ROOT / "analysis").rglob("*.py"):
-        forbidden = ("condlora.finetune", "condlora.glue", "condlora.evaluation", "accelerate")
+        forbidden = (
+            "condlora.training.run",
+            "condlora.glue",
+            "condlora.training.evaluation",
+            "accelerate",
+        )
         assert not any(name.startswith(forbidden) for name in imports(path)), path
 
 

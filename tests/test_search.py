@@ -12,11 +12,12 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from condlora import finetune, search
+from condlora import search
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
-from condlora.grid import compose_cells
-from condlora.records import SCHEMA_VERSION, recipe, recipe_hash, run_folder, write_record
+from condlora.grid.cells import compose_cells
+from condlora.runs.record import SCHEMA_VERSION, recipe, recipe_hash, run_folder, write_record
+from condlora.training import run as finetune
 from tests.tasks import ROOT
 
 RATES = (1e-3, 2e-3, 4e-3)

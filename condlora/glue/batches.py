@@ -106,7 +106,7 @@ def padder(tokenizer: PreTrainedTokenizerBase, *, padding: str, max_length: int)
     """Pads, on the tokenizer's side, to the batch's longest example ("longest") or to `max_length`.
 
     "packed" and "auto" pad to the longest too, and add `lengths`, a list of int that stays on the CPU: see
-    `condlora.packing`.
+    `condlora.models.packing`.
     """
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     from_left = tokenizer.padding_side == "left"

@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from condlora.backbone import load_backbone
 from condlora.glue.batches import CPU, Encoded, encode
 from condlora.glue.sources import load_text
 from condlora.glue.splits import Splits, make_splits, split_sha256
 from condlora.glue.tasks import Task, task_from_config
-from condlora.records import recipe
+from condlora.models.backbones import load_backbone
+from condlora.runs.record import recipe
 
 
 @dataclass(frozen=True)

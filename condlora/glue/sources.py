@@ -1,4 +1,4 @@
-"""The places text comes from, behind one function: three for GLUE's, two for a user's own (`condlora.glue.own`).
+"""The places text comes from, behind one function: three for GLUE's, two for a user's own (`condlora.glue.custom`).
 
 All give a `datasets.DatasetDict` as `nyu-mll/glue` has it: the splits `train` and `validation` (MNLI:
 `validation_matched`, `validation_mismatched`), the task's text columns, and `label` (int; float for STS-B). A
@@ -13,7 +13,7 @@ import datasets
 from omegaconf import DictConfig
 
 from condlora.errors import DataError, NetworkError
-from condlora.glue.own import from_dataset, from_files, utf8
+from condlora.glue.custom import from_dataset, from_files, utf8
 from condlora.glue.synthetic import generate
 from condlora.glue.tasks import Task
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from analysis.equivalence import Examples
-from analysis.selection import TASKS, Settings, Study
-from condlora.grid import Cell
+from analysis.study.selection import TASKS, Settings, Study
+from condlora.grid.cells import Cell
 
 LAYERS, WIDTH, RANK = 6, 32, 4
 
@@ -198,7 +198,8 @@ def study(settings, load, tmp_path_factory) -> Iterator[Study]:
     """The grid as a study whose matrices `load` makes up, for value modules alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "condlora.backbone.load_factors", lambda folder: {"value": load(folder)["value"]}
+            "condlora.models.backbones.load_factors",
+            lambda folder: {"value": load(folder)["value"]},
         )
         patch.setattr("analysis.equivalence.load_examples", planted_examples)
         yield Study("fake", make_grid(), tmp_path_factory.mktemp("results") / "fake", settings)

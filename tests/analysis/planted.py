@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from analysis.selection import Stack
-from condlora.grid import Cell
+from analysis.study.selection import Stack
+from condlora.grid.cells import Cell
 from tests.analysis.conftest import make_cell
 
 LAYERS, WIDTH = 3, 24

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import amplification, subspace
+from analysis import amplification
 from analysis.amplification import GAUSSIAN_MAPS
+from analysis.maths import subspace
 from tests.analysis.planted import LAYERS, WIDTH, gaussian, ranked_cell, stack
 
 

@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import (
-    adapter_similarity,
-    claims,
-    efficiency,
-    equivalence,
-    evidence,
-    glue_scores,
-    linear_map,
-    rules,
-)
-from analysis.evidence import COMPUTATIONS, Findings
-from analysis.rules import (
+from analysis import adapter_similarity, claims, efficiency, equivalence, glue_scores, linear_map
+from analysis.stats import rules
+from analysis.stats.rules import (
     FAILS,
     HOLDS,
     INCONCLUSIVE,
@@ -31,8 +22,10 @@ from analysis.rules import (
     load_rules,
     not_lower,
 )
-from analysis.selection import TASKS, Settings, Study, finished, load_stacks
-from analysis.significance import holm, paired_test, runs_for_equivalence
+from analysis.stats.significance import holm, paired_test, runs_for_equivalence
+from analysis.study import evidence
+from analysis.study.evidence import COMPUTATIONS, Findings
+from analysis.study.selection import TASKS, Settings, Study, finished, load_stacks
 
 NUMBERS, STATED = load_rules()
 CONVERSION = [key for key in STATED if key.startswith(("conversion", "deep"))]
@@ -44,7 +37,7 @@ def world(tmp_path, monkeypatch, settings, examples):
     monkeypatch.setattr("analysis.equivalence.load_examples", examples)
 
     def evaluate(cells, load, settings=settings, margin_points=None):
-        monkeypatch.setattr("condlora.backbone.load_factors", load)
+        monkeypatch.setattr("condlora.models.backbones.load_factors", load)
         study = Study("fake", cells, tmp_path, settings)
         numbers, stated = load_rules(margin_points)
         found = claims.evaluate(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.comparability import KINDS, differences, require_comparable
+from analysis.study.comparability import KINDS, differences, require_comparable
 from condlora.errors import UserError
 
 SHOWN = ("versions", "commit", "device")

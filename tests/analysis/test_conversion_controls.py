@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from analysis import conversion_controls, conversion_figures, conversion_origin, subspace
+from analysis import conversion_controls, conversion_origin
 from analysis import conversion_similarity as figure1
 from analysis.conversion_controls import (
     BOTH_RANDOM,
@@ -22,7 +22,9 @@ from analysis.conversion_controls import (
 )
 from analysis.conversion_origin import FLAT, FROM_W0, LEARNED, MOSTLY_W0, NOTHING, UNDECIDED
 from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.selection import Settings, Stack
+from analysis.maths import subspace
+from analysis.present import conversion_figures
+from analysis.study.selection import Settings, Stack
 
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=40)
 L, d, r, RUNS = 6, 32, 4, 3

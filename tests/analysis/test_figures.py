@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from analysis import conversion_similarity as figure1
-from analysis import figures, glue_scores, score_figures, subspace
+from analysis import glue_scores
 from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.selection import load_stacks
+from analysis.maths import subspace
+from analysis.present import figures, score_figures
+from analysis.study.selection import load_stacks
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis import frontier
-from analysis.significance import t_interval
+from analysis.stats.significance import t_interval
 from condlora.errors import NoFinishedRuns
 
 METHODS = {"lora": (1000, 80.0), "condlora": (100, 78.0), "vera": (50, 79.0), "bitfit": (2000, 80.0)}  # fmt: skip

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import inverse_spectrum, subspace
 from analysis.conversion_similarity import CONTROL, TRAINED
-from analysis.selection import Settings, Stack
+from analysis.maths import inverse_spectrum, subspace
+from analysis.study.selection import Settings, Stack
 
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=20)
 L, d, r, RUNS = 3, 48, 4, 2

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from analysis import linear_map, subspace
+from analysis import linear_map
 from analysis.linear_map import GAUSSIAN, OTHER_LAYER, RANDOM, SHARED, TRAINED
-from analysis.selection import Settings, Stack
+from analysis.maths import subspace
+from analysis.study.selection import Settings, Stack
 
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=20)
 L, d, r, RUNS = 6, 40, 3, 4

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis import adapter_similarity, figures, positions
-from analysis.selection import Settings
+from analysis import adapter_similarity, positions
+from analysis.present import figures
+from analysis.study.selection import Settings
 from tests.analysis.planted import LAYERS, ranked_cell, stack
 
 

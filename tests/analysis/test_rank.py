@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from analysis import conversion_similarity, rank, rank_similarity
-from analysis.rank_selection import load_ranks, method_of, scaling, shown_rank
 from analysis.rank_similarity import CONTROL, METHODS, TRAINED
-from analysis.selection import Settings
+from analysis.study.rank_selection import load_ranks, method_of, scaling, shown_rank
+from analysis.study.selection import Settings
 from tests.analysis.conftest import FakeFactors
 from tests.analysis.planted import LAYERS, WIDTH, ranked_cell, stack, weights
 
@@ -74,7 +74,7 @@ def test_ranks_under_one_name_are_kept_apart(monkeypatch):
         A, B = torch.ones(LAYERS, r, WIDTH), torch.ones(LAYERS, WIDTH, r)
         return {"value": FakeFactors(weights(), A, B, list(range(LAYERS)))}
 
-    monkeypatch.setattr("condlora.backbone.load_factors", load)
+    monkeypatch.setattr("condlora.models.backbones.load_factors", load)
     found = load_ranks(cells)
     assert [(s.A.shape[2], [c.seed for c in s.cells]) for s in found] == [(2, [0, 2]), (4, [1])]
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from analysis import provenance, report
-from analysis.rules import FAILS, HOLDS, INCONCLUSIVE, VERDICTS
+from analysis import report
+from analysis.stats.rules import FAILS, HOLDS, INCONCLUSIVE, VERDICTS
+from analysis.study import provenance
 
 MARGIN = 2.5  # points; not the file's own
 

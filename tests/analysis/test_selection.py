@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from analysis import selection
+from analysis.study import selection
 from condlora.errors import NoFinishedRuns, UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis" / "settings.yaml"

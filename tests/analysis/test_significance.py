@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from analysis.significance import (
+from analysis.stats.significance import (
     Interval,
     Summary,
     bootstrap_interval,

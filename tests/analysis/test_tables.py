@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import adapter_similarity, efficiency, equivalence, glue_scores, typeset
+from analysis import adapter_similarity, efficiency, equivalence, glue_scores
 from analysis.equivalence import Examples
-from analysis.rules import load_rules
-from analysis.selection import TASKS, Settings, finished, load_stacks, published
+from analysis.present import typeset
+from analysis.stats.rules import load_rules
+from analysis.study.selection import TASKS, Settings, finished, load_stacks, published
 from condlora.errors import UserError
 
 

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from condlora import finetune
-from condlora.records import read_record
+from condlora.runs.record import read_record
+from condlora.training import run as finetune
 
 KILLED = 137
 # What differs between two equal runs: when, how long, how fast, how often interrupted.

@@ -27,10 +27,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from condlora import finetune
-from condlora.environment import ROOT, environment
-from condlora.grid import compose_cells, inspect
-from condlora.records import run_folder
+from condlora.grid.cells import compose_cells, inspect
+from condlora.runs.environment import ROOT, environment
+from condlora.runs.record import run_folder
+from condlora.training import run as finetune
 from tests.faults.harness import (
     INSTANTS,
     KILLED,

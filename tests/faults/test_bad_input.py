@@ -19,10 +19,13 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from condlora import CondLoraConfig, cli, finetune, grid
-from condlora.backbone import load_backbone
-from condlora.grid import compose_cells
-from condlora.records import SCHEMA_VERSION, write_record
+from condlora import CondLoraConfig
+from condlora.commands import cli
+from condlora.grid import cells as grid
+from condlora.grid.cells import compose_cells
+from condlora.models.backbones import load_backbone
+from condlora.runs.record import SCHEMA_VERSION, write_record
+from condlora.training import run as finetune
 from tests.faults.harness import broken_disk, fault, full_disk, read_only_disk
 from tests.tasks import ROOT
 

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from analysis.selection import finished
-from condlora import finetune, grid
+from analysis.study.selection import finished
 from condlora.errors import RunFolderError
-from condlora.records import REQUIRED_FILES, read_record, run_folder
+from condlora.grid import cells as grid
+from condlora.runs.record import REQUIRED_FILES, read_record, run_folder
+from condlora.training import run as finetune
 
 
 @pytest.fixture

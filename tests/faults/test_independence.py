@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from condlora import finetune
-from condlora.records import run_folder
+from condlora.runs.record import run_folder
+from condlora.training import run as finetune
 from tests.faults.harness import in_child, left_behind
 from tests.tasks import ROOT
 

@@ -9,17 +9,19 @@ import time
 
 import pytest
 
-from condlora import finetune, grid, ownership
 from condlora.errors import RunTaken
-from condlora.ownership import Claim, claim_file, living_owner
-from condlora.records import read_record, run_folder
+from condlora.grid import cells as grid
+from condlora.runs import lease as ownership
+from condlora.runs.lease import Claim, claim_file, living_owner
+from condlora.runs.record import read_record, run_folder
+from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill
 from tests.tasks import ROOT
 
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from condlora.ownership import Claim
+from condlora.runs.lease import Claim
 with Claim(Path(sys.argv[1])):
     print("claimed", flush=True)
     time.sleep(600)

@@ -10,9 +10,10 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file
 
-from condlora import checkpoints, finetune
 from condlora.errors import Interrupted
-from condlora.records import read_record, run_folder
+from condlora.runs.record import read_record, run_folder
+from condlora.training import checkpoints
+from condlora.training import run as finetune
 from tests.faults.harness import KILLED, Stop, fault, full_disk, in_child, kill, left_behind, stop
 
 SETTINGS = (

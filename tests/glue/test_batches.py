@@ -6,9 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from condlora.backbone import load_backbone
 from condlora.glue.batches import encode, evaluation_batches, padder, training_batches
 from condlora.glue.sources import load_text
+from condlora.models.backbones import load_backbone
 from tests.tasks import ROOT, load_task
 
 

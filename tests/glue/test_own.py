@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from condlora import finetune
-from condlora.cli import explain
+from condlora.commands.cli import explain
 from condlora.errors import ConfigError, DataError, NetworkError, UserError
 from condlora.glue.prepare import prepare
 from condlora.glue.sources import load_text
 from condlora.glue.tasks import Task
-from condlora.records import recipe, recipe_hash, run_folder
+from condlora.runs.record import recipe, recipe_hash, run_folder
+from condlora.training import run as finetune
 
 STARS = ["bad", "good"]
 ROWS = [

@@ -21,13 +21,13 @@ from transformers import (
 )
 
 from condlora import CondLoraConfig
-from condlora.backbone import load_run
 from condlora.errors import AdapterError, BackboneError
-from condlora.finetune import run
-from condlora.records import read_record, run_folder, write_record
-from condlora.tuner.adapter_folder import load_adapted
+from condlora.models.backbones import load_run
+from condlora.runs.record import read_record, run_folder, write_record
+from condlora.training.run import run
+from condlora.tuner.io.adapter_folder import load_adapted
+from condlora.tuner.io.lora_export import export_lora
 from condlora.tuner.layer import CondLoraLayer
-from condlora.tuner.lora_export import export_lora
 from tests.tasks import ROOT
 
 TOKENS = torch.arange(1, 25).reshape(3, 8)
@@ -339,7 +339,7 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("condlora.tuner.adapter_folder.save_file", full_disk)
+    monkeypatch.setattr("condlora.tuner.io.adapter_folder.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export_lora(adapted(bert, target_modules=["query"]), tmp_path / "lora")
     assert not list(tmp_path.iterdir())

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError, NetworkError, RunFolderError
-from condlora.records import SCHEMA_VERSION, write_record
-from condlora.tuner.card import Facts, model_card, push_to_hub, run_facts
+from condlora.runs.record import SCHEMA_VERSION, write_record
+from condlora.tuner.io.card import Facts, model_card, push_to_hub, run_facts
 
 TOKENS = torch.arange(1, 25).reshape(3, 8)
 COMMIT = "0" * 40
@@ -202,7 +202,7 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(adapted, monkeypatch
     def refuse(*args, **kwargs):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("condlora.tuner.card.HfApi.create_repo", refuse)
+    monkeypatch.setattr("condlora.tuner.io.card.HfApi.create_repo", refuse)
     with pytest.raises(NetworkError, match=r"me/adapter could not be pushed \(no route\)"):
         push_to_hub(adapted(), "me/adapter")
 
@@ -310,8 +310,8 @@ socket.getaddrinfo = lambda host, port, *rest, **named: (
 )
 import torch
 from safetensors.torch import load_file, save_file
-from condlora.tuner.adapter_folder import load_adapted
-from condlora.tuner.card import Facts, push_to_hub
+from condlora.tuner.io.adapter_folder import load_adapted
+from condlora.tuner.io.card import Facts, push_to_hub
 from huggingface_hub import ModelCard
 
 tokens = load_file("tokens.safetensors")["tokens"]

@@ -13,12 +13,13 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from condlora import CondLoraConfig, export_lora, finetune
-from condlora.backbone import load_backbone, load_run
+from condlora import CondLoraConfig, export_lora
 from condlora.errors import AdapterError
-from condlora.records import read_record, run_folder
+from condlora.models.backbones import load_backbone, load_run
+from condlora.runs.record import read_record, run_folder
+from condlora.training import run as finetune
 from condlora.tuner import layer_factors
-from condlora.tuner.card import model_card
+from condlora.tuner.io.card import model_card
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
 from condlora.tuner.methods.base import Method, Trained

@@ -1,0 +1,1 @@
+"""Tables, figures, and the templates of the report."""

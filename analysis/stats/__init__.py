@@ -1,0 +1,1 @@
+"""Intervals, tests and decision rules: pure functions on arrays."""

@@ -1,0 +1,1 @@
+"""Which runs belong together, what was published, and what may be compared."""

@@ -1,0 +1,1 @@
+"""Backbones, heads, packing, and every adapter that can be attached to a backbone."""

@@ -1,0 +1,102 @@
+"""Where and with what a run was made: captured once per process, stored with every record."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from condlora.paths import ROOT
+
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "hydra-core", "numpy", "scipy", "scikit-learn")  # fmt: skip
+
+
+@functools.lru_cache
+def environment() -> dict:
+    """Versions, processor, memory and commit; `dirty` says whether code or configs differ from it."""
+    commit = _git("rev-parse", "HEAD")
+    # results/ is written from the runs, so its changes do not change a run.
+    changed = _git("status", "--porcelain", "--", ".", ":!results")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "commit": commit,
+        "dirty": None if commit is None else bool(changed),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the device as a reader would give it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({_processor()})"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself; where it does not, float32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+class PeakMemory:
+    """Peak memory of one run in MiB: of the device on CUDA, else of this process where Linux tells it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+            self.known = True
+        except OSError:
+            self.known = False  # an earlier run's peak would be reported as this one's
+
+    def mib(self) -> float | None:
+        """The peak since construction, or None where it cannot be known."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        if not self.known:
+            return None
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+        return None

@@ -1,0 +1,1 @@
+"""Training of one run or several: the loop, the step, checkpoints, evaluation."""

@@ -1,0 +1,1 @@
+"""CondLoRA adapters on disk: saving, loading, export to LoRA, import, model card."""

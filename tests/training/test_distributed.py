@@ -1,0 +1,102 @@
+"""One run over two processes, as `accelerate launch` starts them, is the run of one."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from condlora.errors import ConfigError
+from condlora.runs.record import read_record
+from condlora.training import distributed as spread
+from condlora.training import run as finetune
+from tests.tasks import ROOT
+
+WORDS = [
+    "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "runtime.threads=1", "protocol.precision=no",
+    "+backbone.architecture.hidden_dropout_prob=0", "+backbone.architecture.attention_probs_dropout_prob=0",
+]  # fmt: skip
+# What accelerate launch starts on GPUs; on a CPU it would want MPI.
+LAUNCH = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+]  # fmt: skip
+
+
+# The second of two processes is sent a signal before its seventh step.
+SIGNALLED = """
+import contextlib, os, runpy, signal, sys
+from condlora.training import run as finetune, distributed as spread
+from tests.faults.harness import fault
+
+def send():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+sys.argv = sys.argv[1:]
+with fault(send, 7, ((finetune, "end_step"),)) if spread.rank() == 1 else contextlib.nullcontext():
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def command(runs, *more, script=()):
+    return [*LAUNCH, *script, "scripts/train.py", *WORDS, *more, f"runs={runs}"]
+
+
+def test_two_processes_come_to_what_one_comes_to(tiny_cells, tmp_path):
+    # A batch of 31 has no equal halves, and the last of an epoch, of two, one row for each.
+    steps = ["protocol.max_steps=6", "protocol.evaluate_every=3", "protocol.batch_size=31"]
+    done = subprocess.run(
+        command(tmp_path, *steps), cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("test accuracy") == 1
+    (cfg,) = tiny_cells(*WORDS, *steps)
+    one, folder = finetune.run(cfg), tmp_path / "adhoc/rte/condlora/seed-0"
+    two, alone = read_record(folder), finetune.run_folder(cfg)
+    assert [r["environment"]["processes"] for r in (one, two)] == [1, 2]
+    for key in ("recipe_hash", "steps", "best", "test", "parameters"):
+        assert two[key] == one[key]
+    losses = [pd.read_csv(place / "curve.csv")["train_loss"].values for place in (folder, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    ours, theirs = (load_file(p / "adapter/adapter_model.safetensors") for p in (folder, alone))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm()
+
+
+def test_a_signal_to_one_ends_both_processes_at_one_step_and_the_run_goes_on_from_there(tmp_path):
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED)
+    steps = ["protocol.max_steps=20", "protocol.evaluate_every=10"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    stopped = subprocess.run(
+        command(tmp_path, *steps, script=[script]), cwd=ROOT, env=env, capture_output=True
+    )
+    assert stopped.returncode != 0
+    record = tmp_path / "adhoc/rte/condlora/seed-0"
+    assert read_record(record)["status"] == "interrupted"
+    subprocess.run(command(tmp_path, *steps), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    resumed = read_record(record)
+    assert resumed["status"] == "done"
+    assert resumed["resumed_at_steps"] == [7]
+
+
+def test_every_row_is_one_processes(monkeypatch):
+    for size in (1, 2, 5, 32):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        shares = []
+        for rank in range(3):
+            monkeypatch.setenv("RANK", str(rank))
+            shares += spread.own_rows(size).tolist()
+        assert shares == list(range(size))
+
+
+def test_workers_of_a_launcher_are_no_processes_of_one_run(tiny_cells, monkeypatch):
+    class TwoProcesses(finetune.Accelerator):
+        num_processes = 2
+
+    monkeypatch.setattr("condlora.training.device.Accelerator", TwoProcesses)
+    monkeypatch.setattr("condlora.training.device.is_worker", lambda: True)
+    (cfg,) = tiny_cells("task=rte")
+    with pytest.raises(ConfigError, match="spreads one run after the other"):
+        finetune.run(cfg)

@@ -1,0 +1,563 @@
+"""Runs trained together: each comes to what it comes to alone."""
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from peft import LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from condlora import CondLoraConfig
+from condlora.errors import DeviceError, DivergedError, Interrupted, RunTaken
+from condlora.grid.cells import companions
+from condlora.models.packing import pack
+from condlora.runs.lease import Claim
+from condlora.runs.record import read_record, run_folder
+from condlora.training import joint as fleet
+from condlora.training import run as finetune
+from condlora.training.checkpoints import Progress, Training
+from tests.faults.harness import Stop, fault, stop
+from tests.tasks import ROOT
+
+SHRUNK = (
+    "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=6",
+    "protocol.evaluate_every=3", "runtime.threads=1",
+)  # fmt: skip
+NO_DROPOUT = (
+    "+backbone.architecture.hidden_dropout_prob=0",
+    "+backbone.architecture.attention_probs_dropout_prob=0",
+    "protocol.precision=no",
+)
+
+
+@pytest.fixture
+def joint(monkeypatch):
+    """A list of how many runs each joint pass was for."""
+    sizes = []
+
+    def counted(requests, original=fleet.joint_gradients):
+        sizes.append(len(requests))
+        return original(requests)
+
+    monkeypatch.setattr(fleet, "joint_gradients", counted)
+    return sizes
+
+
+def weights(cfg):
+    return load_file(run_folder(cfg) / "adapter/adapter_model.safetensors")
+
+
+def assert_alike(cfg, other, relative):
+    losses = [pd.read_csv(run_folder(c) / "curve.csv")["train_loss"].values for c in (cfg, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=relative)
+    ours, theirs = weights(cfg), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).norm() <= relative * theirs[name].norm(), name
+
+
+# What a joint pass computes
+
+
+METHODS = {
+    "lora": lambda **s: LoraConfig(r=4, lora_alpha=4, **s),
+    "rslora": lambda **s: LoraConfig(r=4, lora_alpha=4, use_rslora=True, **s),
+    "condlora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, **s),
+    "tied_lora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="tied_lora", **s),
+    "cond_pissa": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="cond_pissa", **s),
+    "condlora_other_layer": lambda **s: CondLoraConfig(
+        r=4, lora_alpha=4, method="condlora_other_layer", **s
+    ),
+    "condlora_random": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_random", **s),
+}
+HERE = SimpleNamespace(
+    unwrap_model=lambda model: model, scaler=None, clip_grad_norm_=torch.nn.utils.clip_grad_norm_
+)
+
+
+def training(tiny_bert, name, seed, dtype, dropout=0.0, **settings):
+    settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    base = tiny_bert(**settings).to(dtype)
+    torch.manual_seed(seed)
+    config = METHODS[name](
+        target_modules=["query", "value"], modules_to_save=["classifier"], task_type="SEQ_CLS"
+    )
+    model = get_peft_model(base, config)
+    with torch.no_grad():  # so that the updates are not zero
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3 * (1 + seed))
+    return Training(model, optimizer, None, None, Progress())
+
+
+def batch(seed, outputs=3):
+    generator = torch.Generator().manual_seed(seed)
+    length = int(torch.randint(5, 12, (), generator=generator))
+    lengths = torch.randint(2, length + 1, (4,), generator=generator)
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    ids = torch.randint(1, 50, (4, length), generator=generator) * mask
+    labels = torch.randint(outputs, (4,), generator=generator)
+    if outputs == 1:
+        labels = torch.randn(4, generator=generator, dtype=torch.float64)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def steps(trainings, count, together, outputs=3, cycle=1000):
+    """Losses (steps, runs) of training each on so many batches of its own; the last gradients are left in place."""
+    found = []
+    for step in range(count):
+        batches = [batch(100 * (step % cycle) + i, outputs) for i in range(len(trainings))]
+        requests = requests_of(trainings, batches)
+        for t in trainings:
+            t.optimizer.zero_grad()
+        losses = fleet.joint_gradients(requests) if together else [alone(r) for r in requests]
+        for part in [requests] if together else [[r] for r in requests]:
+            fleet.take_step(part)
+        for t in trainings:
+            t.progress.step += 1
+        found.append([float(loss) for loss in losses])
+    return torch.tensor(found)
+
+
+def requests_of(trainings, batches):
+    """Each with a norm of its own to clip to."""
+    return [
+        fleet.Request(t, b, HERE, 0.5 + i)
+        for i, (t, b) in enumerate(zip(trainings, batches, strict=True))
+    ]
+
+
+def alone(request):
+    request.training.model.train()
+    loss = request.training.model(**request.batch).loss
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["lora", "lora"],
+        ["condlora", "lora", "condlora"],
+        ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
+        ["condlora_other_layer", "condlora_other_layer"],
+        ["cond_pissa", "condlora", "cond_pissa"],
+    ],
+    ids="+".join,
+)
+def test_losses_gradients_and_weights_are_those_of_single_runs(tiny_bert, names, dtype, relative):
+    runs = {
+        together: [training(tiny_bert, name, i, dtype) for i, name in enumerate(names)]
+        for together in (False, True)
+    }
+    losses = {together: steps(own, 50, together) for together, own in runs.items()}
+    torch.testing.assert_close(losses[True], losses[False], rtol=relative, atol=0)
+    for single, member in zip(runs[False], runs[True], strict=True):
+        for name, parameter in single.trainable.items():
+            theirs = member.trainable[name]
+            assert (theirs - parameter).norm() <= relative * parameter.norm()
+            assert (theirs.grad - parameter.grad).norm() <= relative * parameter.grad.norm()
+
+
+def test_numbers_as_labels_give_the_loss_of_a_regression(tiny_bert):
+    runs = [
+        [training(tiny_bert, "lora", i, torch.float64, num_labels=1) for i in range(2)]
+        for _ in range(2)
+    ]
+    losses = [
+        steps(own, 3, together, outputs=1) for own, together in zip(runs, (0, 1), strict=True)
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
+
+
+def test_with_dropout_ten_members_are_alike_ten_single_runs(tiny_bert):
+    """A paired t-test over ten seeds at 5 %: of a true difference of one standard deviation it sees four in five.
+
+    That it sees one is shown by members without dropout.
+    """
+
+    def late_losses(together, dropout):
+        torch.manual_seed(0)
+        runs = [training(tiny_bert, "lora", i, torch.float32, dropout) for i in range(10)]
+        torch.manual_seed(1 + together)
+        for run in runs:
+            run.optimizer.param_groups[0]["lr"] = 2e-2
+        return steps(runs, 24, together, cycle=1)[12:].mean(dim=0)
+
+    singles = late_losses(False, 0.5)
+    assert scipy.stats.ttest_rel(singles, late_losses(True, 0.5)).pvalue > 0.05
+    assert scipy.stats.ttest_rel(singles, late_losses(True, 0.0)).pvalue < 0.05
+
+
+def test_packed_batches_of_a_fleet_give_what_padded_ones_do(tiny_bert):
+    names = ["lora", "condlora", "lora"]
+    padded, packed = (
+        [training(tiny_bert, name, i, torch.float64) for i, name in enumerate(names)] for _ in "12"
+    )
+    batches = [batch(i) for i in range(3)]
+    expected = fleet.joint_gradients(requests_of(padded, batches))
+    for run, own in zip(packed, batches, strict=True):
+        pack(run.model)
+        own["lengths"] = own["attention_mask"].sum(1).tolist()
+    found = fleet.joint_gradients(requests_of(packed, batches))
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-6, atol=0)
+    for run, other in zip(packed, padded, strict=True):
+        for name, parameter in run.trainable.items():
+            torch.testing.assert_close(
+                parameter.grad, other.trainable[name].grad, rtol=1e-9, atol=1e-12
+            )
+
+
+def test_a_joint_pass_leaves_the_models_as_they_were(tiny_bert):
+    runs = [training(tiny_bert, name, 0, torch.float32) for name in ("lora", "condlora")]
+    before = [run.model.eval()(**batch(0)).logits for run in runs]
+    fleet.joint_gradients(requests_of(runs, [batch(0), batch(1)]))
+    after = [run.model.eval()(**batch(0)).logits for run in runs]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        fleet.together([r.model for r in runs], fleet.Leaves()),
+    ):
+        raise RuntimeError("broken")
+    assert torch.equal(runs[0].model.eval()(**batch(0)).logits, before[0])
+
+
+def stepper(seed, settings, steps):
+    """A training of 3 + 2 parameters at rates of its own, of which one has no gradient, after so many steps."""
+    torch.manual_seed(seed)
+    model = torch.nn.ParameterList([torch.randn(n, 3) for n in range(1, 6)])
+    groups = [{"params": model[:3]}, {"params": model[3:], "lr": 0.3}]
+    run = Training(model, torch.optim.AdamW(groups, **settings), None, None, Progress())
+    for _ in range(steps):
+        for parameter in model[1:]:
+            parameter.grad = torch.randn_like(parameter)
+        run.optimizer.step()
+        run.progress.step += 1
+    return run
+
+
+def test_the_steps_of_several_runs_as_one_are_those_of_their_own_optimizers_to_the_bit():
+    """Of runs with other rates, decays, norms and numbers of steps behind them; one norm clips nothing."""
+    made = [(0, {"lr": 0.1, "weight_decay": 0.2}, 1), (1, {"lr": 0.02}, 7), (2, {"lr": 0.5}, 2)]
+    alone, together = ([stepper(*own) for own in made] for _ in "12")
+    norms = [0.5, 1e-3, 100.0]
+    for _ in range(3):
+        for run, own in zip(alone, together, strict=True):
+            for ours, theirs in zip(list(run.model)[1:], list(own.model)[1:], strict=True):
+                ours.grad = torch.randn_like(ours)
+                theirs.grad = ours.grad.clone()
+        requests = [fleet.Request(r, {}, HERE, n) for r, n in zip(together, norms, strict=True)]
+        with count_calls(torch.optim.AdamW, "step") as calls:
+            fleet.take_step(requests)
+        assert not calls
+        for run, norm in zip(alone, norms, strict=True):
+            fleet.take_step([fleet.Request(run, {}, HERE, norm)])
+        for run in (*alone, *together):
+            run.progress.step += 1
+    for run, own in zip(alone, together, strict=True):
+        assert all(map(torch.equal, run.model, own.model))
+        states = [list(r.optimizer.state_dict()["state"].values()) for r in (run, own)]
+        for ours, theirs in zip(*states, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("change", ["scaler", "no moments"])
+def test_where_one_run_has_a_scaler_or_no_moments_all_take_steps_of_their_own(change):
+    runs = [stepper(0, {"lr": 0.1}, 1), stepper(1, {"lr": 0.1}, int(change == "scaler"))]
+    runs[1].scaler = object() if change == "scaler" else None
+    for parameter in runs[1].model:
+        parameter.grad = torch.randn_like(parameter)
+    with count_calls(torch.optim.AdamW, "step") as calls:
+        fleet.take_step([fleet.Request(run, {}, HERE, 1.0) for run in runs])
+    assert len(calls) == 2
+
+
+@contextlib.contextmanager
+def count_calls(owner, name):
+    """A list that gets an entry for each call of a method."""
+    calls, original = [], getattr(owner, name)
+
+    def counted(self, *arguments):
+        calls.append(name)
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, counted)
+        yield calls
+
+
+class Operations(TorchDispatchMode):
+    """How many of torch's operators are called within it, each of which a GPU is sent."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), settings=None):
+        self.count += 1
+        return operator(*arguments, **(settings or {}))
+
+
+@pytest.mark.parametrize("name", ["lora", "condlora"])
+def test_a_run_more_adds_operations_for_its_batch_and_loss_alone(tiny_bert, name):
+    """And none for each of its tensors: a GPU would spend its time with these."""
+    found = {}
+    for size in (2, 6):
+        runs = [training(tiny_bert, name, i, torch.float32) for i in range(size)]
+        steps(runs, 1, together=True)  # the first makes the moments
+        for run in runs:
+            run.optimizer.zero_grad()
+        requests = requests_of(runs, [batch(i) for i in range(size)])
+        with Operations() as counted:
+            fleet.joint_gradients(requests)
+            fleet.take_step(requests)
+        found[size] = counted.count
+    assert found[6] - found[2] < 4 * 35
+
+
+def test_values_that_are_not_finite_stay_in_their_own_run(tiny_bert):
+    runs = [training(tiny_bert, "lora", i, torch.float64) for i in range(3)]
+    expected = steps([training(tiny_bert, "lora", i, torch.float64) for i in range(3)], 1, False)
+    with torch.no_grad():
+        next(iter(runs[1].trainable.values())).fill_(math.nan)
+    (losses,) = steps(runs, 1, True)
+    assert losses[1].isnan()
+    torch.testing.assert_close(losses[[0, 2]], expected[0, [0, 2]], rtol=1e-9, atol=0)
+
+
+# Which runs go together
+
+
+def test_only_runs_of_low_rank_updates_and_one_shape_go_together(tiny_bert):
+    def kind(config, **settings):
+        model = get_peft_model(tiny_bert(**settings), config)
+        model.base_weights = []
+        return fleet.kind(model)
+
+    words = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    plain = kind(LoraConfig(**words))
+    assert plain is not None
+    assert kind(LoraConfig(**words, use_rslora=True)) == plain
+    assert kind(CondLoraConfig(**words)) == plain
+    for other in (
+        kind(LoraConfig(**words, r=4)),
+        kind(LoraConfig(**words, lora_dropout=0.1)),
+        kind(LoraConfig(**(words | {"target_modules": ["query"]}))),
+        kind(LoraConfig(**words), num_labels=2),
+    ):
+        assert other not in (plain, None)
+    for alone in (
+        LoraConfig(**words, use_dora=True),
+        LoraConfig(**words, bias="all"),
+        LoraConfig(**words, lora_bias=True),
+        CondLoraConfig(**words, use_dora=True),
+        CondLoraConfig(**words, method="dylora"),
+        CondLoraConfig(**words, method="cond_adalora"),
+        VeraConfig(**words),
+        PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2),
+    ):
+        assert kind(alone) is None
+
+
+def test_runs_on_one_backbone_hold_it_once_and_others_do_not_join(tiny_bert):
+    first, second = (training(tiny_bert, "lora", i, torch.float32).model for i in range(2))
+    assert fleet.share_frozen(first, second)
+    W = "base_model.model.bert.encoder.layer.1.attention.self.query.base_layer.weight"
+    assert second.get_parameter(W) is first.get_parameter(W)
+    third = training(tiny_bert, "lora", 2, torch.float32).model
+    with torch.no_grad():
+        third.get_parameter(W).add_(1)
+    assert not fleet.share_frozen(first, third)
+    assert third.get_parameter(W) is not first.get_parameter(W)
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("padding", ["longest", "packed"])
+def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, joint, padding):
+    words = ("task=rte", *NO_DROPOUT, f"runtime.padding={padding}")
+    grid = (*words, "adapter=lora,condlora", "seed=0,1", "protocol.learning_rate=1e-2")
+    cells = tiny_cells(*grid)
+    outcomes = finetune.run_together(list(cells))
+    assert joint == [4] * 6
+    singles = tiny_cells(*grid, f"runs={tmp_path}/alone")
+    for cfg, single, record in zip(cells, singles, outcomes, strict=True):
+        alone = finetune.run(single)
+        assert_alike(cfg, single, 1e-5)
+        assert record == read_record(run_folder(cfg))
+        assert (record["fleet"], alone["fleet"]) == (4, 1)
+        for key in ("recipe_hash", "streams", "data", "backbone", "parameters", "steps", "best"):
+            assert record[key] == alone[key]
+        assert record["test"] == alone["test"]
+
+
+def test_each_run_of_a_fleet_is_timed_alone_which_changes_no_companions_bits(
+    tiny_cells, tmp_path, monkeypatch
+):
+    """The first ends before the other, whose dropout goes on as if nothing had been between."""
+    found = []
+    for timed in (True, False):
+        if not timed:
+            monkeypatch.setattr(finetune, "speed_alone", lambda *_: 7.0)
+        words = ("task=rte", f"runs={tmp_path}/{timed}")
+        cells = [
+            *tiny_cells(*words, "seed=0", "protocol.max_steps=3"),
+            *tiny_cells(*words, "seed=1", "protocol.max_steps=6"),
+        ]
+        records = finetune.run_together(cells)
+        rates = {record["train_examples_per_second"] for record in records}
+        assert (rates == {7.0}) is not timed
+        found.append(weights(cells[1]))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_a_fleet_of_one_is_the_single_run(tiny_cells, tmp_path, joint):
+    (cfg,) = tiny_cells("task=rte")
+    (other,) = tiny_cells("task=rte", f"runs={tmp_path}/other")
+    finetune.run_together([cfg])
+    finetune.run(other)
+    assert joint == []
+    assert all(torch.equal(t, weights(other)[name]) for name, t in weights(cfg).items())
+
+
+def test_a_run_that_fails_or_is_done_leaves_and_the_others_go_on(tiny_cells, tmp_path, joint):
+    words = ("task=rte", *NO_DROPOUT)
+    (good,) = tiny_cells(*words, "seed=0")
+    (wild,) = tiny_cells(
+        *words, "seed=1", "protocol.learning_rate=1e30", "protocol.max_grad_norm=1e30"
+    )
+    (short,) = tiny_cells(*words, "seed=2", "protocol.max_steps=4")
+    record, error, done = finetune.run_together([good, wild, short])
+    assert isinstance(error, DivergedError)
+    assert read_record(run_folder(wild))["status"] == "failed"
+    assert (record["steps"], done["steps"]) == (6, 4)
+    assert joint == [3, 3, 3, 2]
+    (alone,) = tiny_cells(*words, "seed=0", f"runs={tmp_path}/alone")
+    finetune.run(alone)
+    assert_alike(good, alone, 1e-5)
+
+
+def test_a_run_that_does_not_fit_in_is_trained_alone_beside_the_others(tiny_cells, joint):
+    cells = tiny_cells("task=rte", "adapter=lora,condlora,full")
+    assert [r["status"] for r in finetune.run_together(list(cells))] == ["done"] * 3
+    assert joint == [2] * 6
+
+
+def test_a_run_of_another_launcher_is_left_to_it(tiny_cells):
+    first, second = tiny_cells("task=rte", "seed=0,1")
+    with Claim(run_folder(first)):
+        taken, record = finetune.run_together([first, second])
+    assert isinstance(taken, RunTaken)
+    assert record["status"] == "done"
+
+
+def test_short_memory_splits_the_fleet(tiny_cells, joint, monkeypatch, capsys):
+    def short(requests, original=fleet.joint_gradients):
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError
+        return original(requests)
+
+    monkeypatch.setattr(fleet, "joint_gradients", short)
+    cells = tiny_cells("task=rte", "seed=0,1,2,3", "protocol.max_steps=3")
+    assert [r["status"] for r in finetune.run_together(list(cells))] == ["done"] * 4
+    assert joint == [2, 2] * 3
+    assert capsys.readouterr().out.count("at most 2 runs are trained together") == 1
+
+
+def test_memory_that_is_short_in_a_step_fails_its_run_and_tries_nothing_again(
+    tiny_cells, joint, monkeypatch
+):
+    """A part of the step may have been done. The first step is each run's own, as is its failure."""
+
+    def short(self, closure=None, original=torch.optim.AdamW.step):
+        if self.param_groups[0]["lr"] > 0.1:
+            raise torch.OutOfMemoryError
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", short)
+    words = ("task=rte", "protocol.warmup_ratio=0", "protocol.max_steps=3")
+    (good,) = tiny_cells(*words, "seed=0")
+    (bad,) = tiny_cells(*words, "seed=1", "protocol.learning_rate=0.5")
+    (alone,) = tiny_cells(*words, "seed=2", "protocol.learning_rate=0.5")
+    record, error = finetune.run_together([good, bad])
+    assert record["status"] == "done"
+    assert isinstance(error, DeviceError) and "optimizer's step does not fit" in str(error)
+    assert joint == [2]
+    with pytest.raises(DeviceError, match="set runtime.fleet to fewer runs"):
+        finetune.run(alone)
+
+
+def stopped_at(tiny_cells, tmp_path, instant):
+    def cells(where):
+        grid = ("task=rte", "adapter=lora,condlora", "seed=0,1", "runtime.checkpoint_steps=2")
+        return list(tiny_cells(*grid, f"runs={tmp_path}/{where}"))
+
+    finetune.run_together(cells("whole"))
+    stopped = cells("stopped")
+    with pytest.raises(Stop), fault(stop, instant, [(finetune, "end_step")]):
+        finetune.run_together(stopped)
+    return stopped, cells("whole")
+
+
+def test_a_stopped_fleet_goes_on_to_the_same_bits(tiny_cells, tmp_path):
+    stopped, wholes = stopped_at(tiny_cells, tmp_path, 13)  # in the first run's fourth step
+    records = finetune.run_together(stopped)
+    assert [record["resumed_at_steps"] for record in records] == [[2]] * 4
+    for cfg, whole in zip(stopped, wholes, strict=True):
+        assert all(torch.equal(t, weights(whole)[name]) for name, t in weights(cfg).items())
+
+
+def test_a_fleet_stopped_between_two_checkpoints_goes_on_out_of_step(tiny_cells, tmp_path):
+    stopped, _ = stopped_at(tiny_cells, tmp_path, 14)  # the first run has its checkpoint of step 4
+    records = finetune.run_together(stopped)
+    assert [record["resumed_at_steps"] for record in records] == [[4], [2], [2], [2]]
+    assert [record["steps"] for record in records] == [6] * 4
+
+
+def test_a_signal_ends_all_runs_with_checkpoints(tiny_cells):
+    cells = list(tiny_cells("task=rte", "seed=0,1"))
+    send = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    with pytest.raises(Interrupted), fault(send, 5, [(finetune, "end_step")]):
+        finetune.run_together(cells)
+    assert [read_record(run_folder(c))["status"] for c in cells] == ["interrupted"] * 2
+    assert [r["resumed_at_steps"] for r in finetune.run_together(cells)] == [[3], [3]]
+
+
+# The grid
+
+
+def test_companions_differ_in_adapter_rate_and_seed_alone(tiny_cells):
+    grid = ("task=rte,mrpc", "adapter=lora,condlora", "seed=0,1")
+    cells = tiny_cells(*grid)
+    overrides = [*SHRUNK, *grid, f"runs={cells[0].runs}"]
+    found = companions(cells[0], overrides, 9)
+    assert [(c.task.name, c.adapter.name, c.seed) for c in found] == [
+        ("rte", "lora", 1), ("rte", "condlora", 0), ("rte", "condlora", 1)
+    ]  # fmt: skip
+    assert companions(cells[0], overrides, 2) == found[:2]
+    assert companions(cells[0], overrides, 0) == []
+    finetune.run(found[0])
+    with Claim(run_folder(found[1])):
+        assert companions(cells[0], overrides, 9) == found[2:]
+    other = companions(cells[0], [*overrides, "protocol.batch_size=8,32"], 9)
+    assert {c.protocol.batch_size for c in other} == {32}
+
+
+def test_command_trains_a_grid_as_fleets_and_leaves_no_run_out(tmp_path):
+    words = [*SHRUNK, "task=rte,stsb", "adapter=lora,condlora", "seed=0,1", "runtime.fleet=3"]
+    command = [sys.executable, "scripts/train.py", *words, f"runs={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    records = [read_record(path.parent) for path in tmp_path.rglob("record.json")]
+    assert sorted(record["fleet"] for record in records) == [1, 1, 3, 3, 3, 3, 3, 3]
+    assert {record["status"] for record in records} == {"done"}
