@@ -12,7 +12,6 @@ import torch
 
 from condlora.paths import ROOT
 
-
 PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "hydra-core", "numpy", "scipy", "scikit-learn")  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
-from condlora.paths import CONFIGS
 from condlora.errors import ConfigError
 from condlora.glue.tasks import label_name
+from condlora.paths import CONFIGS
 
 Rule = tuple[str, Callable[[object], bool]]
 
