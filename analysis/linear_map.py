@@ -1,22 +1,6 @@
 """The paper's hypothesis tested directly: does one linear map of W0 give A, or B, of every layer?
 
-CondLoRA assumes maps theta, shared by all layers, with A_l = theta_A W_l' (form `code`) or
-theta_A W_l (`consistent`), and B_l = W_l theta_B' (both). Of a LoRA's own A_l and B_l only the spans
-are determined: (B G)(G^-1 A) is the same update for any invertible G. So the question is whether one
-matrix T puts the span of M_l T on the span of X_l in every layer, with M_l = W_l or W_l', and
-X_l = A_l' or B_l, whose orthonormal basis is Q_l. Fitted is the T that maximises
-
-    sum_l ||Q_l' M_l T||^2   subject to   T' (sum_l M_l' M_l) T = I,   each M_l scaled to norm one:
-
-the share of what the map yields, over all layers, that lies in the spans to be explained. The
-constraint excludes the trivial T = 0. It is the least-squares problem sum_l ||Q_l G_l - M_l T||^2 with
-every G_l free, at its best G_l = Q_l' M_l T, and its solution is known: the leading generalised
-eigenvectors. No W0 is inverted here, so small singular values carry no weight of their own.
-
-T has r x d entries against r directions of d in each layer: with few layers it fits anything in part.
-What counts are layers left out: T is fitted on the others (every sixth layer is left out at a time,
-so one of six layers, two of twelve), and the share explained is phi between the spans of M_l T and X_l
-(i = j = r), 1 under the hypothesis and r / d by chance.
+The fit and its left-out layers are in `analysis.maths.linear_map`.
 """
 
 import math
@@ -31,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.maths.linear_map import explained
 from analysis.present import typeset
 from analysis.present.typeset import Section
 from analysis.stats.significance import holm, summarise
@@ -47,11 +32,8 @@ SOURCES = {
     GAUSSIAN: "Gaussian A, B, own W₀",
 }
 FORMS = {"A_code": "A = θW₀′", "A_consistent": "A = θW₀", "B": "B = W₀θ′"}
-FOLDS = 6
 GAUSSIAN_DRAWS = 24  # each is fitted once per fold; its value is already a mean over layers
 LEVEL = 0.05
-# Keeps the constraint positive definite where a few layers leave directions that no M_l reaches.
-RIDGE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -68,52 +50,6 @@ class LinearMap:
     values: pd.DataFrame
     tests: pd.DataFrame
     chance: dict[tuple[str, str], float]
-
-
-def explained(M: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fits one map over all layers, and one without each layer's fold; see above.
-
-    M (L, d, p) and X (n, L, d, r) for n runs, L at least 2, any float type. Returns float64 (n, L)
-    each: phi of the fit on all layers, phi of the layer left out, and the share of that layer's
-    ||X_l||^2 in the span of M_l T. NaN where an X_l has rank below r.
-    """
-    r, L = X.shape[-1], len(M)
-    M = M.double() / torch.linalg.matrix_norm(M.double())[:, None, None]
-    Q = subspace.left_basis(X, r)
-    grams = M.mT @ M
-    whole = grams.sum(dim=0)
-    # M_l' Q_l. An undefined Q_l is left out of the fits, and phi with it stays undefined.
-    inside = subspace.in_each_layer(M.mT, Q).nan_to_num()
-    fitted = subspace.phi(_yielded(M, _best_map(whole, inside)), Q, r, r)
-    left_out, energy = torch.empty(2, len(X), L, dtype=torch.float64)
-    for fold in torch.arange(L) % FOLDS == torch.arange(min(L, FOLDS))[:, None]:
-        U = _yielded(M[fold], _best_map(whole - grams[fold].sum(dim=0), inside[:, ~fold]))
-        x = X[:, fold].double()
-        left_out[:, fold] = subspace.phi(U, Q[:, fold], r, r)
-        energy[:, fold] = (U.mT @ x).square().sum(dim=(-2, -1)) / x.square().sum(dim=(-2, -1))
-    return fitted, left_out, energy
-
-
-def _yielded(M: Tensor, T: Tensor) -> Tensor:
-    """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p)."""
-    each = T[:, None].expand(-1, len(M), -1, -1)
-    return subspace.left_basis(subspace.in_each_layer(M, each), T.shape[-1])
-
-
-def _best_map(gram: Tensor, inside: Tensor) -> Tensor:
-    """T (n, p, r) for gram = sum M_l' M_l (p, p) and inside = M_l' Q_l (n, L, p, r).
-
-    With gram = C C', T = C'^-1 times the r leading left singular vectors of C^-1 [M_l' Q_l]_l.
-    """
-    n, L, p, r = inside.shape
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(p, dtype=gram.dtype)
-    C = torch.linalg.cholesky(gram + ridge)
-    columns = inside.permute(2, 0, 1, 3).reshape(p, n * L * r)
-    Y = torch.linalg.solve_triangular(C, columns, upper=False).reshape(p, n, L * r).movedim(1, 0)
-    # Its right singular vectors come from the small matrix Y'Y, whose largest eigenvalue is last.
-    U = Y @ torch.linalg.eigh(Y.mT @ Y).eigenvectors[..., -r:].flip(-1)
-    T = torch.linalg.solve_triangular(C.mT, U.movedim(0, 1).reshape(p, n * r), upper=True)
-    return T.reshape(p, n, r).movedim(1, 0)
 
 
 def linear_maps(stacks: list[Stack], settings: Settings) -> LinearMap:
