@@ -1,4 +1,4 @@
-"""What the analysis costs on random matrices of RoBERTa-base's size.
+"""The cost of the analysis on random matrices of RoBERTa-base's size.
 
 Measured by `python scripts/benchmark.py 'measures=[analysis,controls]'`.
 """
@@ -49,7 +49,7 @@ def analysis(cfg: DictConfig) -> dict[str, float]:
 
 
 def controls(cfg: DictConfig) -> dict[str, float]:
-    """Wall seconds and peak memory of every matrix analysis with its controls, one task, five seeds, both methods."""
+    """Wall seconds and peak memory of all matrix analyses with controls: one task, five seeds, both methods."""
     torch.set_num_threads(2)
     stacks, settings = random_stacks(cfg), Settings(None, None, 0, 100)
     seconds = {}
@@ -71,7 +71,7 @@ def controls(cfg: DictConfig) -> dict[str, float]:
 
 
 def random_stacks(cfg: DictConfig) -> list[Stack]:
-    """Gaussian W, A and B in the place of five finished runs of each method."""
+    """Gaussian W, A and B that stand in for five finished runs of each method."""
     generator = torch.Generator().manual_seed(0)
     d, r, L, seeds = cfg.hidden_size, cfg.rank, cfg.layers, range(5)
 

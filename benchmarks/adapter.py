@@ -1,4 +1,4 @@
-"""What CondLoRA costs beside PEFT's LoRA: a training step, and the memory of what is trained.
+"""The cost of CondLoRA relative to PEFT's LoRA: a training step, and the memory of the trained parameters.
 
 Measured by `python scripts/benchmark.py 'measures=[step,memory]'`; models with random weights.
 """
@@ -22,14 +22,14 @@ NOT_CHOSEN = ("stacked", "from_output")
 
 
 def step(cfg: DictConfig) -> dict[str, list[float]]:
-    """CPU seconds of a training step over PEFT LoRA's, on one thread, the methods taking turns.
+    """CPU time of a training step divided by PEFT LoRA's, on one thread; the methods take turns.
 
-    Each figure is a list of ratios, of which the first is the fastest step's over LoRA's fastest: what other
-    work on the machine adds to a step differs from turn to turn by more than the methods do.
-    "lora_again" is a second LoRA: how far its figure is from 1 says how far any figure can be trusted.
-    "code" and "consistent" are the forms as shipped, A and B made layer by layer. The other two are the ways not
-    chosen, on the first batch shape: "stacked" makes A and B of all layers in one product from a copy of all W;
-    "from_output" takes A x of the consistent form from the frozen layer's own output, A x = theta_A (W x).
+    Each figure is a list of ratios. The first is the fastest step divided by LoRA's fastest, because load from other
+    processes varies between turns by more than the methods differ; the others are the ratios of each turn.
+    "lora_again" is a second LoRA: the distance of its ratio from 1 is the precision of this measurement.
+    "code" and "consistent" are the forms as shipped, which compute A and B in each layer. Two alternatives that were
+    not chosen are timed on the first batch shape: "stacked" computes A and B of all layers in one product from a copy
+    of all W; "from_output" computes A x of the consistent form from the frozen layer's output, A x = theta_A (W x).
     """
     torch.set_num_threads(1)
     ratios = {}
@@ -67,9 +67,9 @@ def classifier(shape: DictConfig) -> BertForSequenceClassification:
 
 
 class Contestant:
-    """A classifier with one adapter, at the start of its training; all share the frozen tensors of `base`.
+    """A classifier with one adapter before its first step. All contestants share the frozen tensors of `base`.
 
-    Tensors of their own would lie otherwise in memory, which alone makes steps differ by some per cent.
+    With copies, the different memory layout alone changes the time of a step by a few per cent.
     """
 
     def __init__(self, way: str, base: BertForSequenceClassification):
@@ -100,7 +100,7 @@ def condlora_layers(model: torch.nn.Module) -> list[CondLoraLayer]:
 
 
 def stack_factors(model: torch.nn.Module) -> Callable[[], None]:
-    """A function that makes A and B of all layers at once and hands each layer its own."""
+    """A function that computes A and B of all layers at once and gives each layer its pair."""
     groups: dict[str, list[CondLoraLayer]] = {}
     for layer in condlora_layers(model):
         groups.setdefault(layer.group["default"], []).append(layer)
@@ -124,7 +124,7 @@ def forward_from_output(layer: CondLoraLayer, x: torch.Tensor) -> torch.Tensor:
 
 
 def memory(cfg: DictConfig) -> dict[str, float]:
-    """Bytes of trained parameters and AdamW's state, CondLoRA's over LoRA's, at the shape given."""
+    """Bytes of trained parameters and AdamW's state: CondLoRA's divided by LoRA's."""
     sizes = {}
     for method in (LoraConfig, CondLoraConfig):
         config = BertConfig(

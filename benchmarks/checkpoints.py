@@ -1,4 +1,4 @@
-"""What checkpoints cost beside training, at the shape of RoBERTa-base with random weights.
+"""The cost of checkpoints relative to training, at the shape of RoBERTa-base with random weights.
 
 Measured by `python scripts/benchmark.py 'measures=[checkpoints]'`.
 """
@@ -29,10 +29,10 @@ METHODS = {"lora": LoraConfig, "condlora": CondLoraConfig}
 
 
 def checkpoints(cfg: DictConfig) -> dict[str, float]:
-    """Seconds to write and prove a checkpoint (median), its MiB, and what that is of the time spent training.
+    """Median seconds to write and verify a checkpoint, its size in MiB, and its share of the training time.
 
-    share: at the shipped interval of minutes, all steps but the checkpoint being training. steps_at_2_percent: with
-    checkpoints by steps, how many of batch 16 x 32 tokens must lie between two for the cost to be 2 %, on this machine.
+    share: with the shipped interval between checkpoints. steps_at_2_percent: the number of steps (16 x 32 tokens)
+    between two checkpoints at which checkpoints cost 2 % of the time on this machine.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shipped = OmegaConf.load(CONFIGS / "runtime" / "default.yaml")
@@ -59,7 +59,7 @@ def checkpoints(cfg: DictConfig) -> dict[str, float]:
 
 
 def at_the_first_step(cfg: DictConfig, method: type, device: torch.device) -> Training:
-    """A classifier with an adapter whose optimizer has made one step."""
+    """A classifier with an adapter whose optimizer has taken one step."""
     shape = RobertaConfig(
         vocab_size=1000,
         hidden_size=cfg.hidden_size,
