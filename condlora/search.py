@@ -39,7 +39,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid.cells import compose_cells
-from condlora.runs.record import read_record, recipe, recipe_hash, run_folder
+from condlora.runs.recipe import recipe, recipe_hash
+from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
 from condlora.training.bars import say
 from condlora.training.device import fleet_size

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from condlora.grid.cells import compose_cells, preflight
-from condlora.runs.record import recipe
+from condlora.grid.cells import compose_cells
+from condlora.grid.preflight import preflight
+from condlora.runs.recipe import recipe
 from condlora.training import run as finetune
 from tests.tasks import GLUE_TASKS, ROOT
 

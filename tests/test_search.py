@@ -16,7 +16,8 @@ from condlora import search
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid.cells import compose_cells
-from condlora.runs.record import SCHEMA_VERSION, recipe, recipe_hash, run_folder, write_record
+from condlora.runs.recipe import recipe, recipe_hash
+from condlora.runs.record import SCHEMA_VERSION, run_folder, write_record
 from condlora.training import run as finetune
 from tests.tasks import ROOT
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from analysis.study.comparability import require_comparable
 from condlora.errors import NoFinishedRuns, UserError
-from condlora.grid.cells import Cell, compose_common, newest_profile, survey
+from condlora.grid.cells import Cell, compose_common
+from condlora.grid.listing import newest_profile, survey
 
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper"
 # The tasks as the paper names them, in its order.

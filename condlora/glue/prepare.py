@@ -16,7 +16,7 @@ from condlora.glue.sources import load_text
 from condlora.glue.splits import Splits, make_splits, split_sha256
 from condlora.glue.tasks import Task, task_from_config
 from condlora.models.backbones import load_backbone
-from condlora.runs.record import recipe
+from condlora.runs.recipe import recipe
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from condlora.errors import AdapterError, ConfigError, first_line
 from condlora.models.backbones import Backbone
-from condlora.runs.record import adapter_to_start_from, read_record
+from condlora.runs.recipe import adapter_to_start_from
+from condlora.runs.record import read_record
 
 # What may differ between the two: where things lay, the head, and how training went on.
 FREE = {

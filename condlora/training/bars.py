@@ -1,13 +1,11 @@
-"""What a user sees while a grid runs: bars on a terminal, else a line per finished run."""
+"""What a user sees while a run is trained: a bar on a terminal, else a line when it ends."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import sys
-import threading
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
@@ -63,47 +61,3 @@ class RunBar:
     def show(self, **numbers: float | None) -> None:
         self.shown |= {name: "-" if n is None else f"{n:.3f}" for name, n in numbers.items()}
         self.bar.set_postfix(self.shown, refresh=False)
-
-
-class GridProgress(Callback):
-    """Hydra callback: the bar over the runs of a grid, with the time left.
-
-    It counts finished records on disk, so it is right whatever launcher starts the runs and wherever.
-    """
-
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.over = threading.Event()
-
-    def __reduce__(self):
-        return (
-            GridProgress,
-            (),
-        )  # launchers send callbacks to their workers: bar and thread stay here
-
-    def on_multirun_start(self, config: DictConfig, **_) -> None:
-        # Imported late: Hydra makes the callback before the grid's own imports are due.
-        from condlora.grid.cells import compose_cells, inspect
-
-        configs = compose_cells(tuple(config.hydra.overrides.task))
-        left = [cfg for cfg in configs if inspect(cfg).state != "done"]
-        if len(configs) < 2:
-            return
-        say(f"{len(configs)} runs: {len(configs) - len(left)} done, {len(left)} to do")
-        if left and bars_wanted(config.runtime.progress):
-            self.bar = tqdm(total=len(left), desc="grid", unit="run", position=0)
-            threading.Thread(target=self._watch, args=(left,), daemon=True).start()
-
-    def _watch(self, left: list[DictConfig]) -> None:
-        from condlora.grid.cells import inspect
-
-        open_, total = left, len(left)
-        while not self.over.wait(timeout=2.0):
-            open_ = [cfg for cfg in open_ if inspect(cfg).state not in ("done", "failed")]
-            self.bar.n = total - len(open_)
-            self.bar.refresh()
-
-    def on_multirun_end(self, config: DictConfig, **_) -> None:
-        self.over.set()
-        if self.bar is not None:
-            self.bar.close()

@@ -56,13 +56,12 @@ from condlora.models.backbones import (
 from condlora.models.init_adapter import start_from
 from condlora.runs.environment import PeakMemory
 from condlora.runs.lease import Claim
+from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import (
     failure,
     finished_record,
     new_record,
     now,
-    recipe,
-    recipe_hash,
     run_folder,
     set_aside,
     write_record,

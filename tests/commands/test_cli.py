@@ -1,13 +1,13 @@
 """Commands as a user meets them: one sentence, the exit status, no traceback."""
 
 import errno
-import runpy
 import subprocess
 import sys
 
 import pytest
 
 from condlora.commands.cli import explain
+from condlora.commands.train import attempt
 from condlora.grid import cells as grid
 from condlora.training import run as finetune
 from tests.tasks import ROOT
@@ -58,7 +58,6 @@ def test_one_bad_run_of_a_grid_leaves_the_others_and_sets_status_1(tmp_path, mor
 
 
 def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkeypatch, capsys):
-    attempt = runpy.run_path(str(ROOT / "scripts" / "train.py"))["attempt"]
     cells = tiny_cells("task=rte", "seed=0,1")
     original, calls = finetune.evaluate, []
 

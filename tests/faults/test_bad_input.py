@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig
 from condlora.commands import cli
-from condlora.grid import cells as grid
+from condlora.grid import preflight
 from condlora.grid.cells import compose_cells
 from condlora.models.backbones import load_backbone
 from condlora.runs.record import SCHEMA_VERSION, write_record
@@ -318,7 +318,7 @@ def attempt(user, *overrides):
     chosen = {o.split("=")[0] for o in overrides}
     words = [o for o in SOUND if o.split("=")[0] not in chosen]
     try:
-        grid.preflight([*words, *places, *overrides])
+        preflight.preflight([*words, *places, *overrides])
         (cfg,) = compose_cells((*words, *places, *overrides))
         return finetune.run(cfg), 0
     except Exception as error:

@@ -8,6 +8,7 @@ import pytest
 from analysis.study.selection import finished
 from condlora.errors import RunFolderError
 from condlora.grid import cells as grid
+from condlora.grid import listing
 from condlora.runs.record import REQUIRED_FILES, read_record, run_folder
 from condlora.training import run as finetune
 
@@ -74,7 +75,7 @@ def test_record_edited_by_hand_is_refused(done, edit):
 def test_damaged_run_reaches_no_table_and_is_healed(done):
     before = read_record(run_folder(done))
     flip(run_folder(done) / "predictions_test.parquet")
-    cells = grid.survey("adhoc", run_folder(done).parents[3])
+    cells = listing.survey("adhoc", run_folder(done).parents[3])
     assert [c.state for c in cells] == ["damaged"]
     assert finished(cells) == []
     assert finetune.run(done)["test"] == before["test"]

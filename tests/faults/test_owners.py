@@ -10,7 +10,7 @@ import time
 import pytest
 
 from condlora.errors import RunTaken
-from condlora.grid import cells as grid
+from condlora.grid import watch
 from condlora.runs import lease as ownership
 from condlora.runs.lease import Claim, claim_file, living_owner
 from condlora.runs.record import read_record, run_folder
@@ -120,9 +120,9 @@ def test_run_of_another_is_not_done_again(tiny_cells, monkeypatch):
 
 def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, monkeypatch):
     words = ("task=rte", "seed=0,1,2")
-    monkeypatch.setattr(grid, "POLL", 0.01)
+    monkeypatch.setattr(watch, "POLL", 0.01)
     cells = tiny_cells(*words)
-    monkeypatch.setattr(grid, "compose_cells", lambda _: cells)
+    monkeypatch.setattr(watch, "compose_cells", lambda _: cells)
 
     def doomed():
         with fault(kill, 3, [(finetune, "end_step")]):
@@ -131,7 +131,7 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
     finetune.run(cells[0])
     assert in_child(doomed) == KILLED
     with Claim(run_folder(cells[2])):
-        left = grid.left_by_others([])
+        left = watch.left_by_others([])
         assert next(left) is cells[1]
         finetune.run(cells[1])
     finetune.run(cells[2])

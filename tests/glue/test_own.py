@@ -14,7 +14,8 @@ from condlora.errors import ConfigError, DataError, NetworkError, UserError
 from condlora.glue.prepare import prepare
 from condlora.glue.sources import load_text
 from condlora.glue.tasks import Task
-from condlora.runs.record import recipe, recipe_hash, run_folder
+from condlora.runs.recipe import recipe, recipe_hash
+from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 
 STARS = ["bad", "good"]

@@ -16,6 +16,8 @@ from condlora.errors import (
     NoFinishedRuns,
 )
 from condlora.grid import cells as grid
+from condlora.grid import listing, preflight, watch
+from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import run_folder, write_record
 from condlora.training import run as finetune
 
@@ -55,7 +57,7 @@ def test_states_after_a_deleted_folder_a_truncated_record_and_a_changed_value(fi
 def test_entry_of_a_table_is_part_of_its_own_cells_only(tiny_cells):
     def hashes(*overrides):
         cells = tiny_cells(*GRID, "protocol=authors", *overrides)
-        return {(c.task.name, c.adapter.name): grid.recipe_hash(grid.recipe(c)) for c in cells}
+        return {(c.task.name, c.adapter.name): recipe_hash(recipe(c)) for c in cells}
 
     before = hashes()
     after = hashes("protocol.tables.learning_rate.lora.rte=1e-4")
@@ -75,15 +77,15 @@ def test_failed_and_running_cells_are_told_apart(tiny_cells):
 
 def test_table_shows_states_reasons_counts_and_time_left(finished):
     shutil.rmtree(run_folder(finished[0]))
-    text = grid.table([grid.inspect(cfg) for cfg in finished])
+    text = listing.table([grid.inspect(cfg) for cfg in finished])
     assert "3 done, 1 missing of 4" in text
     assert "time left: about" in text
 
 
 def test_time_left_is_unknown_before_the_first_run(tiny_cells):
     cells = [grid.inspect(cfg) for cfg in tiny_cells(*GRID)]
-    assert grid.seconds_left(cells) is None
-    assert "time left: unknown" in grid.table(cells)
+    assert listing.seconds_left(cells) is None
+    assert "time left: unknown" in listing.table(cells)
 
 
 def test_time_left_uses_the_nearest_finished_runs():
@@ -93,7 +95,7 @@ def test_time_left_uses_the_nearest_finished_runs():
 
     done = [cell("rte", "lora", "done", 10.0), cell("cola", "lora", "done", 30.0)]
     left = [cell("rte", "lora", "missing"), cell("rte", "x", "stale"), cell("sst2", "x", "failed")]
-    assert grid.seconds_left(done + left) == 10.0 + 10.0 + 20.0
+    assert listing.seconds_left(done + left) == 10.0 + 10.0 + 20.0
 
 
 def test_adhoc_runs_of_an_older_recipe_are_stale(tiny_cells, tmp_path):
@@ -101,26 +103,26 @@ def test_adhoc_runs_of_an_older_recipe_are_stale(tiny_cells, tmp_path):
         (cfg,) = tiny_cells("task=rte", *overrides)
         record = finetune.run(cfg)
     write_record(run_folder(cfg), record | {"finished_at": "2999-01-01T00:00:00+00:00"})
-    cells = {c.seed: c.state for c in grid.survey("adhoc", tmp_path / "runs")}
+    cells = {c.seed: c.state for c in listing.survey("adhoc", tmp_path / "runs")}
     assert cells == {0: "stale", 1: "done"}
-    assert grid.newest_profile(tmp_path / "runs") == "adhoc"
+    assert listing.newest_profile(tmp_path / "runs") == "adhoc"
 
 
 def test_no_finished_runs(tmp_path):
     with pytest.raises(NoFinishedRuns, match="PROFILE=embedded"):
-        grid.newest_profile(tmp_path)
+        listing.newest_profile(tmp_path)
     with pytest.raises(NoFinishedRuns, match=r"scripts/train.py first"):
-        grid.survey("adhoc", tmp_path)
+        listing.survey("adhoc", tmp_path)
 
 
 def test_unfinished_grid_fails_the_command(finished):
     overrides = (*GRID, "backbone=tiny", "data=synthetic", "protocol=embedded")
     overrides += ("protocol.max_steps=6", "protocol.evaluate_every=3", "runtime.threads=1")
     overrides += (f"runs={run_folder(finished[0]).parents[3]}",)
-    grid.require_done(list(overrides))
+    watch.require_done(list(overrides))
     shutil.rmtree(run_folder(finished[3]))
     with pytest.raises(IncompleteGrid, match=r"1 of 4 runs are not done \(stsb condlora seed 0\)"):
-        grid.require_done(list(overrides))
+        watch.require_done(list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -134,33 +136,33 @@ def test_unfinished_grid_fails_the_command(finished):
 def test_paper_profile_says_what_is_missing_and_names_the_embedded_one(
     monkeypatch, cuda, hub, missing
 ):
-    monkeypatch.setattr(grid, "_has_cuda", lambda: cuda)
-    monkeypatch.setattr(grid, "_is_available", lambda *_: hub)
+    monkeypatch.setattr(preflight, "_has_cuda", lambda: cuda)
+    monkeypatch.setattr(preflight, "_is_available", lambda *_: hub)
     with pytest.raises((DeviceError, NetworkError)) as caught:
-        grid.preflight(["profile=paper"])
+        preflight.preflight(["profile=paper"])
     assert missing in str(caught.value)
     assert "use PROFILE=embedded" in str(caught.value)
 
 
 def test_embedded_profile_needs_neither_gpu_nor_hub(monkeypatch):
-    monkeypatch.setattr(grid, "_has_cuda", lambda: False)
-    monkeypatch.setattr(grid, "_is_available", lambda *_: pytest.fail("asked the hub"))
-    grid.preflight(["profile=embedded"])
+    monkeypatch.setattr(preflight, "_has_cuda", lambda: False)
+    monkeypatch.setattr(preflight, "_is_available", lambda *_: pytest.fail("asked the hub"))
+    preflight.preflight(["profile=embedded"])
 
 
 def test_profile_on_real_text_says_how_to_name_the_folder(monkeypatch):
     monkeypatch.delenv("GLUE_DATA", raising=False)
     with pytest.raises(DataError, match="or set GLUE_DATA="):
-        grid.preflight(["profile=minilm_glue"])
+        preflight.preflight(["profile=minilm_glue"])
 
 
 def test_missing_table_entry_is_an_error_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(grid, "_is_available", lambda *_: True)
+    monkeypatch.setattr(preflight, "_is_available", lambda *_: True)
     with pytest.raises(
         ConfigError,
         match=r"no learning_rate for adapter 'condlora' on task 'mnli': set protocol.learning_rate=",
     ):
-        grid.preflight(
+        preflight.preflight(
             ["task=mnli", "protocol=authors", "~protocol.tables.learning_rate.condlora.mnli"]
         )
 
@@ -178,7 +180,7 @@ def test_missing_table_entry_is_an_error_before_anything_runs(monkeypatch):
 def test_wrong_words_on_the_command_line(monkeypatch, overrides, message):
     monkeypatch.delenv("GLUE_DATA", raising=False)
     with pytest.raises(Exception) as caught:
-        grid.preflight(
+        preflight.preflight(
             ["backbone=minilm", "data=synthetic", *overrides][2 * ("data=directory" in overrides) :]
         )
     assert message in explain(caught.value)

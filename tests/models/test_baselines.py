@@ -31,7 +31,8 @@ from condlora.models.backbones import (
     load_run,
     save_adapter,
 )
-from condlora.runs.record import recipe, run_folder
+from condlora.runs.recipe import recipe
+from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from condlora.training.checkpoints import Progress
 from condlora.training.device import make_accelerator

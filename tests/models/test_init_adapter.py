@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from analysis.glue_scores import scores
 from condlora.errors import AdapterError, ConfigError, RunFolderError
-from condlora.grid.cells import inspect, survey
+from condlora.grid.cells import inspect
+from condlora.grid.listing import survey
 from condlora.models.backbones import load_backbone
-from condlora.runs.record import recipe, recipe_hash, recipe_of_any_seed, run_folder, write_record
+from condlora.runs.recipe import recipe, recipe_hash, recipe_of_any_seed
+from condlora.runs.record import run_folder, write_record
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
 

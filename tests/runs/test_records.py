@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from condlora.errors import ConfigError
 from condlora.glue.sources import load_text
 from condlora.grid import cells as grid
-from condlora.runs.record import RECIPE_GROUPS, recipe, recipe_hash, run_folder
+from condlora.runs.recipe import RECIPE_GROUPS, recipe, recipe_hash
+from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from tests.tasks import load_task
 

@@ -1,0 +1,18 @@
+"""Choose each task's and method's learning rate on validation: `python scripts/search_learning_rate.py profile=...`.
+
+A search that was stopped goes on where it was; see configs/search/settings.yaml and condlora/search.py.
+"""
+
+from omegaconf import DictConfig
+
+from condlora.commands.cli import command
+
+
+@command("search/settings")
+def main(cfg: DictConfig) -> None:
+    from condlora.search import search  # it loads the training code: seconds
+
+    table = search(cfg)
+    chosen = table[table["chosen"]]
+    print(chosen.pivot(index="task", columns="adapter", values="learning_rate").to_string())
+    print(f"{cfg.results}/{cfg.profile}/search.csv: {len(table)} trials")

@@ -1,0 +1,134 @@
+"""The recipe of a run: everything resolved that can change its result, and the hash that identifies it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
+
+from condlora.errors import ConfigError, DataError, RunFolderError, first_line
+from condlora.files import content_sha256, json_sha256
+from condlora.runs.record import read_record
+
+RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
+# Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
+# where data and weights lie, for the hashes in a record say what they are; an adapter's display name, and its default
+# rate, for the protocol's field holds the one that is used.
+NOT_IN_RECIPE = {
+    "protocol": ("tables",),
+    "data": ("root",),
+    "backbone": ("path", "weights_sha256"),
+    "adapter": ("title", "default_learning_rate"),
+}
+
+
+def recipe(cfg: DictConfig) -> dict:
+    """All resolved settings that can change the result of a cell, its seed aside.
+
+    Left out: `runtime` (speed only) and what NOT_IN_RECIPE names; so changing one entry of a table makes
+    only its cells stale, and moving the data folder makes none. A user's own data files stand in it as the SHA-256 of
+    their content: moved, they make no run stale; changed, they do. So do a folder's backbone and the adapter that a run
+    starts from, with the recipe that it was trained by.
+
+    Raises:
+        ConfigError: a table has no entry for this task or adapter, or a mandatory value is missing.
+        DataError: a user's data file does not exist.
+        RunFolderError: see `adapter_to_start_from`.
+    """
+    plain = {group: _resolved(cfg, group) for group in RECIPE_GROUPS}
+    for name in _own_files(plain["data"]):
+        plain["data"][name] = content_sha256(_there(plain["data"][name], f"data.{name}"))
+    if plain["adapter"].get("init_from"):
+        weights = (
+            adapter_to_start_from(Path(plain["adapter"]["init_from"])) / "adapter_model.safetensors"
+        )
+        plain["adapter"]["init_from"] = content_sha256(weights)
+        plain["adapter"]["origin_recipe"] = _origin_recipe(weights.parents[1])
+    if plain["backbone"]["source"] == "folder" and Path(cfg.backbone.path).is_dir():
+        plain["backbone"]["content"] = content_sha256(Path(cfg.backbone.path))
+    return plain
+
+
+def _resolved(cfg: DictConfig, group: str) -> dict:
+    """One group's part of the recipe, see `recipe`."""
+    kept = [key for key in cfg[group] if key not in NOT_IN_RECIPE.get(group, ())]
+    node = OmegaConf.masked_copy(cfg[group], kept)
+    node._set_parent(cfg)
+    lacking = [key for key in kept if _has_no_entry(node, key)]
+    if lacking:
+        raise ConfigError(
+            f"The protocol {cfg.protocol.name!r} has no {', '.join(lacking)} for adapter {cfg.adapter.name!r} on "
+            f"task {cfg.task.name!r}: set {' '.join(f'{group}.{key}=...' for key in lacking)} or choose "
+            "another protocol."
+        )
+    try:
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        name = f"{group}.{error.full_key}"
+        raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"{group} cannot be resolved ({first_line(error)}): set that value."
+        ) from error
+
+
+def _origin_recipe(folder: Path) -> str | None:
+    """The recipe hash, of any seed, of the run that another starts from; None for an adapter without a record."""
+    if not (folder / "record.json").is_file():
+        return None
+    return recipe_hash(recipe_of_any_seed(read_record(folder)["recipe"]))
+
+
+def recipe_of_any_seed(plain: dict) -> dict:
+    """A recipe without what differs from seed to seed: the adapter that a run started from."""
+    adapter = {key: value for key, value in plain["adapter"].items() if key != "init_from"}
+    return plain | {"adapter": adapter}
+
+
+def adapter_to_start_from(folder: Path) -> Path:
+    """The adapter's folder that `adapter.init_from` names: of a finished run, or any that PEFT saved.
+
+    Raises:
+        RunFolderError: there is none, or the run is not finished or damaged.
+    """
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise RunFolderError(
+            f"There is no adapter in {folder} to start from: finish that run first, or set adapter.init_from."
+        )
+    if (adapter.parent / "record.json").is_file():
+        status = read_record(adapter.parent)["status"]
+        if status != "done":
+            raise RunFolderError(
+                f"The run in {adapter.parent}, to start from, is {status}: finish it first, or set adapter.init_from."
+            )
+    return adapter
+
+
+def _has_no_entry(node: DictConfig, key: str) -> bool:
+    """Whether a table lacks what a setting is read from; for the rate, whether the adapter has no default either."""
+    if OmegaConf.is_missing(node, key):
+        return False  # another error's
+    try:
+        return node[key] is None and key == "learning_rate"
+    except InterpolationKeyError:
+        return True
+
+
+def _own_files(data: dict) -> list[str]:
+    """The fields that name a user's own files, which a recipe knows by their content and not by their name."""
+    if data["source"] == "files":
+        return [name for name in ("train", "validation", "test") if data[name] is not None]
+    return ["dataset"] if data["source"] == "dataset" and Path(data["dataset"]).is_dir() else []
+
+
+def _there(path: str, setting: str) -> Path:
+    if not Path(path).exists():
+        raise DataError(f"{setting}={path} does not exist: check the path.")
+    return Path(path)
+
+
+def recipe_hash(plain: dict) -> str:
+    """SHA-256 of a recipe in canonical JSON."""
+    return json_sha256(plain)
