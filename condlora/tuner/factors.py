@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
-from condlora.tuner.model import layer_index
+from condlora.tuner.sharing import layer_index
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import warnings
 import torch
 import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
+from condlora.tuner import merging
 from condlora.tuner.config import method_of
 from condlora.tuner.methods.base import Derived, Method, Trained, kaiming
 
@@ -69,7 +70,7 @@ class CondLoraLayer(BaseTunerLayer):
         self.is_conv1d = isinstance(self.get_base_layer(), Conv1D)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self._pretrained: tuple | None = None  # the base layer's weight while adapters are merged
+        self.pretrained: tuple | None = None  # the base layer's weight while adapters are merged
         self._dequantised: torch.Tensor | None = None
 
     @property
@@ -103,7 +104,7 @@ class CondLoraLayer(BaseTunerLayer):
                 W = self.quantization_backend.get_base_weight(self.get_base_layer())
                 self._dequantised = W.detach()
             return self._dequantised
-        weight = self.get_base_layer().weight if self._pretrained is None else self._pretrained[0]
+        weight = self.get_base_layer().weight if self.pretrained is None else self.pretrained[0]
         return weight.T if self.is_conv1d else weight
 
     def read_weight(self, adapter_name: str) -> torch.Tensor:
@@ -174,13 +175,16 @@ class CondLoraLayer(BaseTunerLayer):
         return self.condlora_magnitude[adapter_name].to(W.device) / norm
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """What merging adds to the base layer's weight, in that weight's own layout: s B A, or with DoRA all it does."""
-        A, B = self.materialise(adapter_name)
-        delta = self.scaling[adapter_name] * (B @ A)
-        if self.use_dora[adapter_name]:
-            W = self.frozen_weight().to(delta.dtype)
-            delta = self.gain(adapter_name, delta)[:, None] * (W + delta) - W
-        return delta.T if self.is_conv1d else delta
+        """What merging adds to the base layer's weight, see `condlora.tuner.merging.delta_weight`."""
+        return merging.delta_weight(self, adapter_name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the update of the active adapters to the base weight, see `condlora.tuner.merging.merge`."""
+        merging.merge(self, safe_merge, adapter_names)
+
+    def unmerge(self) -> None:
+        """Put the pretrained weight back, see `condlora.tuner.merging.unmerge`."""
+        merging.unmerge(self)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
@@ -274,8 +278,8 @@ class Linear(nn.Module, CondLoraLayer):
         self.made.clear()
         if self._dequantised is not None:
             self._dequantised = fn(self._dequantised)
-        if self._pretrained is not None and self.quantization_backend is None:
-            self._pretrained[0].data = fn(self._pretrained[0].data)
+        if self.pretrained is not None and self.quantization_backend is None:
+            self.pretrained[0].data = fn(self.pretrained[0].data)
         return super()._apply(fn, recurse)
 
     def forward(self, x: torch.Tensor, *args, adapter_names: list[str] | None = None, **kwargs):
@@ -338,55 +342,6 @@ class Linear(nn.Module, CondLoraLayer):
                 self._update(x[rows], name).to(result.dtype),
             )
         return result
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add s B A of the (active) adapters to the base weight.
-
-        The base layer gets a new weight and the pretrained one is kept until `unmerge` puts it back: B A is
-        made from W, so subtracting an update recomputed from the merged weight would not restore it. A weight
-        tied to this one (an embedding, say) stays as it is. A quantised weight is quantised again, which rounds.
-
-        Raises:
-            AdapterError: `safe_merge` is set and the merged weight is not finite.
-        """
-        base = self.get_base_layer()
-        for name in check_adapters_to_merge(self, adapter_names) or []:
-            if name not in self.group:
-                continue
-            merged = self._merged_weight([*self.merged_adapters, name])
-            if safe_merge and not torch.isfinite(merged).all():
-                raise AdapterError(
-                    f"Merging adapter {name!r} gives values that are not finite: its maps are broken, train it again."
-                )
-            if self._pretrained is None:
-                # bitsandbytes moves parts of an 8-bit weight into the layer's state.
-                state = dict(vars(base.state)) if hasattr(base, "state") else None
-                self._pretrained = (base.weight, state)
-            if self.quantization_backend is None:
-                base.weight = nn.Parameter(merged, requires_grad=False)
-            else:
-                self.quantization_backend.set_base_weight(self, merged)
-            self.merged_adapters.append(name)
-
-    def _merged_weight(self, adapter_names: list[str]) -> torch.Tensor:
-        weight = self.frozen_weight().detach()
-        weight = weight.T if self.is_conv1d else weight
-        for name in adapter_names:
-            weight = weight + self.get_delta_weight(name).detach().to(weight.dtype)
-        return weight
-
-    def unmerge(self) -> None:
-        """Put the pretrained weight back: the very parameter, bit for bit."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        base = self.get_base_layer()
-        base.weight, state = self._pretrained
-        if state is not None:
-            vars(base.state).clear()
-            vars(base.state).update(state)
-        self._pretrained = None
-        self.merged_adapters.clear()
 
     def __repr__(self) -> str:
         return "condlora." + super().__repr__()

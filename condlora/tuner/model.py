@@ -1,4 +1,4 @@
-"""CondLoRA and its kin as a PEFT tuner: which modules share a pair of maps, and where the pair is held.
+"""CondLoRA and related methods as a PEFT tuner: which modules get an adapter, and where the maps are held.
 
 A sharing group is, by default, the set of target modules whose paths differ only in the layer index (all
 query projections, say). Its maps are parameters of the first of its layers, so that everything PEFT does by
@@ -10,33 +10,26 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
 from condlora.tuner.config import CondLoraConfig, method_of
+from condlora.tuner.hooks import adapters_by_row, draw_ranks
+from condlora.tuner.io.state_dict import check_complete, plain_bias_keys
 from condlora.tuner.layer import CondLoraLayer, Linear
-from condlora.tuner.methods.base import Method
 from condlora.tuner.rank_allocator import RankAllocator
-
-
-def layer_index(path: str) -> int | None:
-    """The layer index in a module path: its first numeric component, or None where there is none."""
-    return next((int(part) for part in path.split(".") if part.isdigit()), None)
-
-
-def sharing_group(path: str) -> str:
-    """The module path without its layer index."""
-    parts = path.split(".")
-    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(part for i, part in enumerate(parts) if i != index)
+from condlora.tuner.sharing import (
+    check_fit,
+    check_shapes_named,
+    check_shared,
+    check_target,
+    sharing_group,
+)
 
 
 class CondLoraModel(BaseTuner):
@@ -67,13 +60,13 @@ class CondLoraModel(BaseTuner):
                 warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.sharing == "shape":
-            _check_shapes_named(config, self.maps(adapter_name))
+            check_shapes_named(config, self.maps(adapter_name))
         method = method_of(config)
         if method.reads_next_layer:
             self._link_layers(adapter_name)
         # One hook serves all adapters.
-        if method.is_nested and _draw_ranks not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(_draw_ranks)
+        if method.is_nested and draw_ranks not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(draw_ranks)
         if method.is_pruned and not hasattr(self, "rankallocator"):
             self.rankallocator = RankAllocator()
 
@@ -140,7 +133,7 @@ class CondLoraModel(BaseTuner):
         check_fit(config, method, r, shape, current_key)
         holder = self._holder(adapter_name, group)
         if holder is not None and method.shares(layer.frozen_weight(), r):
-            _check_shared(holder, adapter_name, r, alpha, shape, current_key)
+            check_shared(holder, adapter_name, r, alpha, shape, current_key)
         layer.update_layer(
             adapter_name,
             r=r,
@@ -180,35 +173,11 @@ class CondLoraModel(BaseTuner):
         """As PEFT, which would only warn of maps that are missing and of tensors that fit nowhere.
 
         Raises:
-            AdapterError: a map is missing or of another shape, or a tensor belongs to nothing in the model.
+            AdapterError: see `condlora.tuner.io.state_dict.check_complete`.
         """
-        own = model.state_dict()
-        state_dict = {_bias_key(key, own): tensor for key, tensor in state_dict.items()}
+        state_dict = plain_bias_keys(state_dict, model.state_dict())
         found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        prefix = (
-            "" if any(key.startswith("base_model.model.") for key in own) else "base_model.model."
-        )
-        found_names = {key.removeprefix(prefix) for key in found}
-        maps = {
-            key: own[key].shape
-            for key in own
-            if f".{cls.prefix}" in f".{key}" and key.endswith(f".{adapter_name}")
-        }
-        for key in sorted(set(maps) - found_names):
-            raise AdapterError(
-                f"The adapter's file lacks {key}: it was saved for other target modules; check its adapter_config.json."
-            )
-        for key in sorted(found_names - set(own)):
-            raise AdapterError(
-                f"The adapter's file holds {key}, which fits nothing in this model: is it another base model's?"
-            )
-        for key, shape in maps.items():
-            saved = found[key if key in found else prefix + key].shape
-            if saved != shape:
-                raise AdapterError(
-                    f"{key} is {_sizes(saved)} in the adapter's file and {_sizes(shape)} here: the rank, form or "
-                    "base model differs from the one it was saved with."
-                )
+        check_complete(model, found, adapter_name, cls.prefix)
         return found
 
     @contextmanager
@@ -217,116 +186,6 @@ class CondLoraModel(BaseTuner):
         if adapter_names is None:
             yield
             return
-        if self.training:
-            raise AdapterError("adapter_names mixes adapters at inference only: call model.eval().")
-        self._check_names(adapter_names)
         beams = kwargs.get("num_beams") or 1
-        beamed = [name for name in adapter_names for _ in range(beams)]
-        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
-        # An encoder sees each row once, a decoder once for each beam.
-        once = set() if encoder in (None, self.model) else set(encoder.modules())
-        hooks = [
-            module.register_forward_pre_hook(
-                partial(_pass_names, names=adapter_names if module in once else beamed),
-                with_kwargs=True,
-            )
-            for module in self.modules()
-            if isinstance(module, CondLoraLayer | AuxiliaryTrainingWrapper)
-        ]
-        try:
+        with adapters_by_row(self.model, adapter_names, list(self.peft_config), beams):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _check_names(self, adapter_names: list[str]) -> None:
-        unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
-        if unknown:
-            raise AdapterError(
-                f"adapter_names holds {', '.join(unknown)}: the model has {', '.join(self.peft_config)}, "
-                'and "__base__" stands for no adapter.'
-            )
-
-
-def _bias_key(key: str, own: dict) -> str:
-    """The name of a trained bias here, where another set of adapters may or may not wrap its layer."""
-    if key in own or not key.endswith(".bias"):
-        return key
-    plain = key.replace(".base_layer.bias", ".bias")
-    wrapped = plain.removesuffix("bias") + "base_layer.bias"
-    return next((name for name in (plain, wrapped) if name in own), key)
-
-
-def _pass_names(module, args, kwargs, names: list[str]):
-    return args, kwargs | {"adapter_names": names}
-
-
-def _draw_ranks(model: nn.Module, _) -> None:
-    """For nested methods, before each forward pass in training: one rank for all layers of an adapter."""
-    nested: dict[str, list[CondLoraLayer]] = {}
-    for layer in (module for module in model.modules() if isinstance(module, CondLoraLayer)):
-        for name, method in layer.method.items():
-            if layer.training and method.is_nested:
-                nested.setdefault(name, []).append(layer)
-    for name, layers in sorted(nested.items()):
-        highest = max(layer.r[name] for layer in layers)
-        rank = int(torch.randint(1, highest + 1, (), device="cpu"))
-        for layer in layers:
-            layer.drawn_rank[name] = min(rank, layer.r[name])
-
-
-def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:
-    """Refuse what is no linear layer; let `fan_in_fan_out` say what the layer is.
-
-    Raises:
-        AdapterError: with what is supported.
-    """
-    # The attention reads this layer's weight and never calls it: an adapter on it would do nothing.
-    is_read_only = isinstance(base, NonDynamicallyQuantizableLinear)
-    if is_read_only or not isinstance(base, nn.Linear | Conv1D):
-        kind = "nn.MultiheadAttention's output" if is_read_only else f"a {type(base).__name__}"
-        raise AdapterError(
-            f"{path} is {kind}, and CondLoRA adapts nn.Linear, transformers' Conv1D and bitsandbytes' linear "
-            "layers: choose other target_modules."
-        )
-    config.fan_in_fan_out = isinstance(base, Conv1D)
-
-
-def check_fit(config: CondLoraConfig, method: Method, r: int, shape: torch.Size, path: str) -> None:
-    """Refuse a rank or a form that a weight of this shape (out, in) cannot have, with an AdapterError."""
-    if r > min(shape):
-        raise AdapterError(
-            f"Rank {r} is above the smaller side of {path}, which is {_sizes(shape)}: "
-            f"choose r of at most {min(shape)}."
-        )
-    if method.needs_square and shape[0] != shape[1]:
-        raise AdapterError(
-            f"{path} is {_sizes(shape)}, and the form {config.form!r} is defined for square "
-            'weights only: set form="consistent" or choose other target_modules.'
-        )
-
-
-def _check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, path: str) -> None:
-    if (holder.r[adapter_name], holder.lora_alpha[adapter_name]) != (r, alpha):
-        raise AdapterError(
-            f"{path} shares its maps with modules of another rank or alpha: write rank_pattern and alpha_pattern "
-            "for whole sharing groups, such as {'query': 4}, not for single layers."
-        )
-    if holder.frozen_weight().shape != shape:
-        raise AdapterError(
-            f"{path} is {_sizes(shape)}, another shape than the modules it shares its maps with: "
-            'set sharing="shape", or adapt them with separate adapters.'
-        )
-
-
-def _check_shapes_named(config: CondLoraConfig, shapes) -> None:
-    unknown = sorted({*config.rank_pattern, *config.alpha_pattern} - set(shapes))
-    if unknown:
-        raise AdapterError(
-            f'With sharing="shape", rank_pattern and alpha_pattern name shapes, here {", ".join(shapes)}: '
-            f"{', '.join(unknown)} is none of them."
-        )
-
-
-def _sizes(shape) -> str:
-    return " x ".join(map(str, shape))

@@ -11,7 +11,7 @@ from torch import nn
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
-from condlora.tuner.model import layer_index, sharing_group
+from condlora.tuner.sharing import layer_index, sharing_group
 from tests.tuner.families import FAMILIES, adapted
 
 

@@ -1,0 +1,73 @@
+"""What happens around a forward pass of the whole model: drawn ranks, and batches of which each row has its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+from condlora.errors import AdapterError
+from condlora.tuner.layer import CondLoraLayer
+
+
+@contextmanager
+def adapters_by_row(
+    model: nn.Module, adapter_names: list[str], known: list[str], num_beams: int
+) -> Iterator[None]:
+    """Within it, each row of a batch gets the adapter named for it; "__base__" stands for none.
+
+    `known` are the adapters that the model has. A decoder that searches with beams sees each row `num_beams` times.
+
+    Raises:
+        AdapterError: the model is in training, or a name is unknown.
+    """
+    if model.training:
+        raise AdapterError("adapter_names mixes adapters at inference only: call model.eval().")
+    unknown = sorted(set(adapter_names) - set(known) - {"__base__"})
+    if unknown:
+        raise AdapterError(
+            f"adapter_names holds {', '.join(unknown)}: the model has {', '.join(known)}, "
+            'and "__base__" stands for no adapter.'
+        )
+    by_beam = [name for name in adapter_names for _ in range(num_beams)]
+    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None
+    # An encoder sees each row once, a decoder once for each beam.
+    once = set() if encoder in (None, model) else set(encoder.modules())
+    hooks = [
+        module.register_forward_pre_hook(
+            partial(_pass_names, names=adapter_names if module in once else by_beam),
+            with_kwargs=True,
+        )
+        for module in model.modules()
+        if isinstance(module, CondLoraLayer | AuxiliaryTrainingWrapper)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pass_names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"adapter_names": names}
+
+
+def draw_ranks(model: nn.Module, _: Any) -> None:
+    """For nested methods, before each forward pass in training: one rank for all layers of an adapter."""
+    nested: dict[str, list[CondLoraLayer]] = {}
+    for layer in (module for module in model.modules() if isinstance(module, CondLoraLayer)):
+        for name, method in layer.method.items():
+            if layer.training and method.is_nested:
+                nested.setdefault(name, []).append(layer)
+    for name, layers in sorted(nested.items()):
+        highest = max(layer.r[name] for layer in layers)
+        rank = int(torch.randint(1, highest + 1, (), device="cpu"))
+        for layer in layers:
+            layer.drawn_rank[name] = min(rank, layer.r[name])
