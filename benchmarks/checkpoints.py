@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from condlora import CondLoraConfig
-from condlora.models.backbones import save_adapter
+from condlora.models.adapters import save_adapter
 from condlora.paths import CONFIGS
 from condlora.runs.lease import Claim
 from condlora.training.checkpoints import Checkpoints, Progress, Training

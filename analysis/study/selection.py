@@ -152,11 +152,11 @@ def load_stacks(
 ) -> list[Stack]:
     """The A and B of all `cells`, stacked by adapter and module kind, with W kept once.
 
-    `load` reads one run folder (default: condlora.models.backbones.load_factors). Raises UserError where
+    `load` reads one run folder (default: condlora.models.adapters.load_factors). Raises UserError where
     the runs of one adapter have other frozen weights or ranks, which no average can join.
     """
     if load is None:
-        from condlora.models.backbones import (
+        from condlora.models.adapters import (
             load_factors as load,  # it imports transformers: seconds
         )
 

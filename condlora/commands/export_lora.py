@@ -5,7 +5,7 @@ from pathlib import Path
 
 from condlora.commands.cli import explain
 from condlora.errors import RunFolderError, UserError
-from condlora.models.backbones import load_run
+from condlora.models.adapters import load_run
 from condlora.runs.record import read_record
 from condlora.tuner.io.adapter_folder import check_free, load_adapted
 from condlora.tuner.io.lora_export import export_lora

@@ -23,7 +23,8 @@ from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
 from condlora.models import methods
-from condlora.models.backbones import Backbone, base_for, load_adapter
+from condlora.models.adapters import base_for, load_adapter
+from condlora.models.backbones import Backbone
 from condlora.models.packing import leave_padded, pack
 
 TIMED_ROUNDS = 7  # odd, so that the median is one of them

@@ -46,14 +46,9 @@ from condlora.files import remove_scratch, write_atomically
 from condlora.glue.batches import padder, training_batches
 from condlora.glue.prepare import Data, prepare
 from condlora.models import methods
-from condlora.models.backbones import (
-    Backbone,
-    add_adapter,
-    fresh_model,
-    load_backbone,
-    save_adapter,
-)
-from condlora.models.init_adapter import start_from
+from condlora.models.adapters import add_adapter, save_adapter
+from condlora.models.backbones import Backbone, fresh_model, load_backbone
+from condlora.models.warm_start import start_from
 from condlora.runs.environment import PeakMemory
 from condlora.runs.lease import Claim
 from condlora.runs.recipe import recipe, recipe_hash
@@ -238,7 +233,7 @@ def initialise(
     """Backbone with a new head, drawn first and so the same for every adapter, and a new adapter.
 
     data: for methods that start from it; they see the examples in the order training will. Where the adapter's config
-    says so, the adapter is another run's; see `condlora.models.init_adapter`.
+    says so, the adapter is another run's; see `condlora.models.warm_start`.
     """
 
     def batches(size: int) -> DataLoader:

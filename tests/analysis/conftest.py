@@ -198,7 +198,7 @@ def study(settings, load, tmp_path_factory) -> Iterator[Study]:
     """The grid as a study whose matrices `load` makes up, for value modules alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "condlora.models.backbones.load_factors",
+            "condlora.models.adapters.load_factors",
             lambda folder: {"value": load(folder)["value"]},
         )
         patch.setattr("analysis.equivalence.load_examples", planted_examples)

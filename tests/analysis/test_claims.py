@@ -37,7 +37,7 @@ def world(tmp_path, monkeypatch, settings, examples):
     monkeypatch.setattr("analysis.equivalence.load_examples", examples)
 
     def evaluate(cells, load, settings=settings, margin_points=None):
-        monkeypatch.setattr("condlora.models.backbones.load_factors", load)
+        monkeypatch.setattr("condlora.models.adapters.load_factors", load)
         study = Study("fake", cells, tmp_path, settings)
         numbers, stated = load_rules(margin_points)
         found = claims.evaluate(

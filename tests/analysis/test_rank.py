@@ -74,7 +74,7 @@ def test_ranks_under_one_name_are_kept_apart(monkeypatch):
         A, B = torch.ones(LAYERS, r, WIDTH), torch.ones(LAYERS, WIDTH, r)
         return {"value": FakeFactors(weights(), A, B, list(range(LAYERS)))}
 
-    monkeypatch.setattr("condlora.models.backbones.load_factors", load)
+    monkeypatch.setattr("condlora.models.adapters.load_factors", load)
     found = load_ranks(cells)
     assert [(s.A.shape[2], [c.seed for c in s.cells]) for s in found] == [(2, [0, 2]), (4, [1])]
 

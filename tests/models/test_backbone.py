@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from condlora.errors import BackboneError, ConfigError, NetworkError
 from condlora.models import backbones as module
-from condlora.models.backbones import add_adapter, fresh_model, load_backbone, save_adapter
+from condlora.models.adapters import add_adapter, save_adapter
+from condlora.models.backbones import fresh_model, load_backbone
 from condlora.runs.recipe import recipe, recipe_hash
 from tests.tasks import ROOT
 

@@ -24,13 +24,9 @@ from condlora.errors import ConfigError, UserError
 from condlora.glue.prepare import prepare
 from condlora.grid.cells import compose_cells
 from condlora.models import methods
-from condlora.models.backbones import (
-    load_adapter,
-    load_backbone,
-    load_factors,
-    load_run,
-    save_adapter,
-)
+from condlora.models.adapters import load_adapter, load_factors, load_run, save_adapter
+from condlora.models.backbones import load_backbone
+from condlora.models.baselines import attach
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
@@ -569,7 +565,7 @@ def counted():
             config = hydra.utils.instantiate(
                 adapter.config, modules_to_save=["classifier"], _convert_="all"
             )
-            model = methods.put_on(base, config, adapter, None)
+            model = attach(base, config, adapter, None)
         found[adapter.name] = finetune.count_parameters(model, SimpleNamespace(model=base))[
             "adapter"
         ]

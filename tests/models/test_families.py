@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from condlora.errors import AdapterError, BackboneError
-from condlora.models.backbones import fresh_model, load_backbone, load_factors, load_run
+from condlora.models.adapters import load_factors, load_run
+from condlora.models.backbones import fresh_model, load_backbone
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from condlora.errors import ConfigError, DeviceError, DivergedError, RunFolderError, UndefinedScore
 from condlora.glue.prepare import prepare
-from condlora.models.backbones import load_backbone, load_factors
+from condlora.models.adapters import load_factors
+from condlora.models.backbones import load_backbone
 from condlora.runs.record import read_record, run_folder
 from condlora.training import evaluation
 from condlora.training import run as finetune

@@ -22,7 +22,7 @@ from transformers import (
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError, BackboneError
-from condlora.models.backbones import load_run
+from condlora.models.adapters import load_run
 from condlora.runs.record import read_record, run_folder, write_record
 from condlora.training.run import run
 from condlora.tuner.io.adapter_folder import load_adapted

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig, export_lora
 from condlora.errors import AdapterError
-from condlora.models.backbones import load_backbone, load_run
+from condlora.models.adapters import load_run
+from condlora.models.backbones import load_backbone
 from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
 from condlora.tuner import layer_factors

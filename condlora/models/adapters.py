@@ -1,0 +1,112 @@
+"""An adapter on a backbone: attach it, save it, load it, read its matrices.
+
+`load_factors` gives the analyses W, A and B of a finished run's layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from condlora.errors import AdapterError, ConfigError, UserError, first_line
+from condlora.models import baselines
+from condlora.models.backbones import Backbone, load_backbone
+from condlora.tuner import Factors, layer_factors
+from condlora.tuner.io.adapter_folder import order_names
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    cfg: DictConfig,
+    head: tuple[str, ...],
+    batches: baselines.Batches | None = None,
+) -> PeftModel:
+    """Attach the adapter of a config to a model; the head is trained whole and saved with the adapter.
+
+    batches: of the training data, for methods that start from them.
+
+    Raises:
+        ConfigError: PEFT does not accept the adapter's config.
+        AdapterError: the adapter does not fit the model.
+    """
+    baselines.check_requirements(cfg)
+    try:
+        config = hydra.utils.instantiate(cfg.config, modules_to_save=list(head), _convert_="all")
+        with warnings.catch_warnings():
+            # PEFT sets it by itself where the layer is GPT-2's Conv1D, and warns.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+            return baselines.attach(model, config, cfg, batches)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise ConfigError(
+            f"adapter={cfg.name} is not accepted ({first_line(cause or error)}): check adapter.config.*."
+        ) from error
+    except (ValueError, TypeError, RuntimeError) as error:  # whatever PEFT raises
+        if isinstance(error, UserError):
+            raise
+        raise AdapterError(
+            f"The adapter {cfg.name} does not fit the backbone ({first_line(error)})."
+        ) from error
+
+
+def base_for(backbone: Backbone, adapter: DictConfig) -> PreTrainedModel:
+    """A copy of the backbone to load a saved adapter of this config onto: in 4 bits if it was trained so."""
+    model = copy.deepcopy(backbone.model)
+    baselines.quantise_base(model, adapter, backbone.head)
+    return model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Load what `save_adapter` wrote onto a new model, for evaluation."""
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Save adapter and head as safetensors in PEFT's layout, without asking the hub.
+
+    Weights of the backbone that the method changed are saved with them, see `condlora.models.baselines`.
+    """
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    for config in model.peft_config.values():
+        order_names(config)
+    with baselines.baseline_of(model).as_saved() as base_weights:
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    if base_weights:
+        path = folder / SAFETENSORS_WEIGHTS_NAME
+        save_file(load_file(path) | base_weights, path, metadata={"format": "pt"})
+
+
+def load_run(folder: Path) -> tuple[PeftModel, DictConfig]:
+    """The adapted model of a finished run, as saved, and the run's config."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    num_labels = 1 if cfg.task.labels is None else len(cfg.task.labels)
+    backbone = load_backbone(cfg.backbone, num_labels=num_labels)
+    return load_adapter(base_for(backbone, cfg.adapter), folder / "adapter"), cfg
+
+
+def load_factors(folder: Path) -> dict[str, Factors]:
+    """W, A and B of every adapted layer of a finished run, by module kind ("query", "value").
+
+    Empty where the method does not add one product B A to each W, see `condlora.models.baselines.is_one_product`.
+    """
+    with safe_open(folder / "adapter" / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        names = list(file.keys())
+    config = PeftConfig.from_pretrained(str(folder / "adapter"))
+    cfg = OmegaConf.load(folder / "config.yaml")
+    if not baselines.is_one_product(cfg.adapter, config, names):
+        return {}
+    model, cfg = load_run(folder)
+    return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))
