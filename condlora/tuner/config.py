@@ -45,6 +45,9 @@ class CondLoraConfig(PeftConfig):
         sharing: which target modules share one pair of maps:
             "path"       those whose path differs only in the layer index, as in the paper
             "shape"      all whose weight has one shape
+        layers_per_map: how many neighbouring layers share one pair. None: all of a sharing group, as in the
+            paper. k: those whose layer index (the first number in the module path, from 0) has the same
+            `index // k`; with k = 1 each layer has its own pair. For every method with shared tensors.
         target_modules: names (suffixes), a regular expression, or "all-linear"; the default of the
             architecture is PEFT's for LoRA.
         exclude_modules: names or a regular expression of modules to leave alone.
@@ -73,6 +76,7 @@ class CondLoraConfig(PeftConfig):
     method: str = "condlora"
     options: dict[str, Any] = field(default_factory=dict)
     sharing: Literal["path", "shape"] = "path"
+    layers_per_map: int | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     bias: Literal["none", "all", "condlora_only"] = "none"
@@ -101,6 +105,11 @@ class CondLoraConfig(PeftConfig):
         for name, r in {"r": self.r, **self.rank_pattern}.items():
             if not isinstance(r, int) or r < 1:
                 raise AdapterError(f"The rank {name} is {r!r}: give a positive whole number.")
+        k = self.layers_per_map
+        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+            raise AdapterError(
+                f"layers_per_map is {k!r}: give a positive whole number, or None so that all layers share one pair."
+            )
         if not 0.0 <= self.lora_dropout < 1.0:
             raise AdapterError(
                 f"lora_dropout is {self.lora_dropout}: give a share of inputs from 0 up to 1, 1 excluded."
@@ -122,6 +131,8 @@ class CondLoraConfig(PeftConfig):
             del said["method"], said["options"]
         if not self.use_dora:
             del said["use_dora"]
+        if self.layers_per_map is None:
+            del said["layers_per_map"]
         return said
 
 

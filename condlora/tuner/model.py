@@ -1,9 +1,9 @@
 """CondLoRA and related methods as a PEFT tuner: which modules get an adapter, and where the maps are held.
 
 A sharing group is, by default, the set of target modules whose paths differ only in the layer index (all
-query projections, say). Its maps are parameters of the first of its layers, so that everything PEFT does by
-walking over layers (saving, loading, casting, freezing, deleting, injecting without a PeftModel) finds each
-of them exactly once.
+query projections, say); `layers_per_map` divides it into blocks of neighbouring layers. Its maps are parameters of
+the first of its layers, so that everything PEFT does by walking over layers (saving, loading, casting, freezing,
+deleting, injecting without a PeftModel) finds each of them exactly once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from condlora.tuner.io.state_dict import check_complete, plain_bias_keys
 from condlora.tuner.layer import CondLoraLayer, Linear
 from condlora.tuner.rank_allocator import RankAllocator
 from condlora.tuner.sharing import (
+    block_of,
     check_fit,
     check_shapes_named,
     check_shared,
@@ -60,7 +61,10 @@ class CondLoraModel(BaseTuner):
                 warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.sharing == "shape":
-            check_shapes_named(config, self.maps(adapter_name))
+            blocks = self._groups(adapter_name).values()
+            check_shapes_named(
+                config, {"x".join(map(str, b[0].frozen_weight().shape)) for b in blocks}
+            )
         method = method_of(config)
         if method.reads_next_layer:
             self._link_layers(adapter_name)
@@ -102,7 +106,8 @@ class CondLoraModel(BaseTuner):
         for group, layers in self._groups(adapter_name).items():
             if len(layers) < 2:
                 raise AdapterError(
-                    f"{group} is one layer, and this method gives each layer another's weight: adapt at least two."
+                    f"{group} is one layer, and this method gives each layer another's weight: adapt at least two, "
+                    "and let layers_per_map leave no layer alone."
                 )
             for layer, following in zip(layers, [*layers[1:], layers[0]], strict=True):
                 layer.next_layer[adapter_name] = following
@@ -129,6 +134,7 @@ class CondLoraModel(BaseTuner):
         r_key, alpha_key = (get_pattern_key(pattern.keys(), named) for pattern in patterns)
         r = config.rank_pattern.get(r_key, config.r)
         alpha = config.alpha_pattern.get(alpha_key, config.lora_alpha)
+        group = block_of(group, current_key, config.layers_per_map)  # patterns name whole groups
         method = method_of(config)
         check_fit(config, method, r, shape, current_key)
         holder = self._holder(adapter_name, group)

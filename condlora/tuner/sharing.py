@@ -29,6 +29,14 @@ def sharing_group(path: str) -> str:
     return ".".join(part for i, part in enumerate(parts) if i != index)
 
 
+def block_of(group: str, path: str, layers_per_map: int | None) -> str:
+    """The part of a sharing group that shares one set of tensors: all of it, or a block of neighbouring layers."""
+    index = layer_index(path)
+    if layers_per_map is None or index is None:
+        return group
+    return f"{group}.block-{index // layers_per_map}"
+
+
 def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:
     """Refuse what is no linear layer; let `fan_in_fan_out` say what the layer is.
 
@@ -73,11 +81,11 @@ def check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, path: str
         )
 
 
-def check_shapes_named(config: CondLoraConfig, shapes) -> None:
+def check_shapes_named(config: CondLoraConfig, shapes: set[str]) -> None:
     unknown = sorted({*config.rank_pattern, *config.alpha_pattern} - set(shapes))
     if unknown:
         raise AdapterError(
-            f'With sharing="shape", rank_pattern and alpha_pattern name shapes, here {", ".join(shapes)}: '
+            f'With sharing="shape", rank_pattern and alpha_pattern name shapes, here {", ".join(sorted(shapes))}: '
             f"{', '.join(unknown)} is none of them."
         )
 

@@ -38,12 +38,12 @@ from tests.models.test_families import FAMILIES
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: OmegaConf.load(path) for path in (ROOT / "configs/adapter").glob("*.yaml")}
 METHODS = sorted(
-    name for name in FILES if not name.endswith(("_r", "_from"))
-)  # those are the same at other ranks and from another start
+    name for name in FILES if not name.endswith(("_r", "_from", "_blocks"))
+)  # those are the same at other ranks, from another start and with fewer layers to a pair
 TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
 # Those whose update is one s B A on each W, which the analyses of matrices take.
 ONE_PRODUCT = ["lora", "rslora", "lora_plus", "lora_fa"]
-ONE_PRODUCT += ["condlora", "condlora_rslora", "condlora_all_linear"]
+ONE_PRODUCT += ["condlora", "condlora_rslora", "condlora_all_linear", "condlora_consistent"]
 # What a toy of width 16 and 128 positions asks for.
 FITTING = {
     "corda": ["adapter.examples=20"],
@@ -511,6 +511,7 @@ FORMULAS = {
     "cond_adalora": 2 * 2 * 12 * WIDTH + TARGETS * 12,  # and Lambda, before it is pruned
     "cond_pissa": 2 * 2 * 8 * WIDTH,  # as CondLoRA
     "condlora_rslora": 2 * 2 * 8 * WIDTH,
+    "condlora_consistent": 2 * 2 * 8 * WIDTH,
     "condlora_all_linear": 8 * (4 * 2 * WIDTH + 2 * (WIDTH + INNER)),  # six kinds, each r (in + out)
     "condlora_dora": 2 * 2 * 8 * WIDTH + TARGETS * WIDTH,  # and a magnitude for each output
     "share_lora_a": 2 * 8 * WIDTH + LORA // 2,

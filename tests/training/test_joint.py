@@ -72,6 +72,7 @@ METHODS = {
     "lora": lambda **s: LoraConfig(r=4, lora_alpha=4, **s),
     "rslora": lambda **s: LoraConfig(r=4, lora_alpha=4, use_rslora=True, **s),
     "condlora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, **s),
+    "condlora_blocks": lambda **s: CondLoraConfig(r=4, lora_alpha=4, layers_per_map=2, **s),
     "tied_lora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="tied_lora", **s),
     "cond_pissa": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="cond_pissa", **s),
     "condlora_other_layer": lambda **s: CondLoraConfig(
@@ -151,6 +152,7 @@ def alone(request):
     [
         ["lora", "lora"],
         ["condlora", "lora", "condlora"],
+        ["condlora_blocks", "condlora", "condlora_blocks"],
         ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
         ["condlora_other_layer", "condlora_other_layer"],
         ["cond_pissa", "condlora", "cond_pissa"],

@@ -22,7 +22,7 @@ def layers(model):
 def test_fields_that_loraconfig_has_too_have_its_names_and_defaults():
     theirs = {f.name: f for f in dataclasses.fields(LoraConfig)}
     for ours in dataclasses.fields(CondLoraConfig):
-        if ours.name in ("form", "method", "options", "sharing", "init_weights"):
+        if ours.name in ("form", "method", "options", "sharing", "layers_per_map", "init_weights"):
             assert ours.name not in theirs
         elif ours.default is not dataclasses.MISSING:
             assert ours.default == theirs[ours.name].default, ours.name
@@ -108,6 +108,53 @@ def test_patterns_name_shapes_where_modules_share_by_shape():
     assert ranks == {"16x16": 2, "24x16": 4, "16x24": 4}
     with pytest.raises(AdapterError, match="here 16x16: query is none of them"):
         adapted("bert", sharing="shape", rank_pattern={"query": 2})
+
+
+@pytest.mark.parametrize(
+    ("k", "blocks"), [(None, [3]), (1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (9, [3])]
+)
+def test_blocks_of_neighbouring_layers_share_a_pair(k, blocks):
+    model = adapted("bert", target_modules=["query"], layers_per_map=k)
+    pairs = [layer.theta("default")[0].data_ptr() for layer in layers(model).values()]
+    assert [pairs.count(pair) for pair in dict.fromkeys(pairs)] == blocks
+    assert len(model.base_model.maps()) == len(blocks)
+
+
+def test_blocks_count_layers_by_their_index_in_the_model():
+    """Layers 1 and 2 of four are of two blocks, also where no other layer is adapted."""
+    settings = {"target_modules": ["query"], "layers_to_transform": [1, 2], "layers_per_map": 2}
+    assert len(adapted("bert", **settings).base_model.maps()) == 2
+
+
+def test_patterns_name_whole_groups_and_shapes_where_blocks_share():
+    model = adapted("bert", layers_per_map=1, rank_pattern={"query": 2})
+    ranks = {
+        name.rpartition(".self.")[2]: a.shape[0] for name, (a, _) in model.base_model.maps().items()
+    }
+    assert ranks == {f"{m}.block-{i}": r for m, r in (("query", 2), ("value", 4)) for i in range(3)}
+    settings = {"sharing": "shape", "target_modules": "all-linear", "layers_per_map": 2}
+    model = adapted("bert", "consistent", rank_pattern={"16x24": 2}, **settings)
+    ranks = {group: a.shape[0] for group, (a, _) in model.base_model.maps().items()}
+    blocks = {
+        f"{s}.block-{i}": 2 if s == "16x24" else 4
+        for s in ("16x16", "24x16", "16x24")
+        for i in range(2)
+    }
+    assert ranks == blocks | {"16x16": 4}  # the pooler is in no layer
+    with pytest.raises(AdapterError, match="here 16x16: query is none of them"):
+        adapted("bert", sharing="shape", layers_per_map=1, rank_pattern={"query": 2})
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, "2"])
+def test_layers_per_map_that_is_no_positive_whole_number_is_refused(k):
+    with pytest.raises(AdapterError, match="layers_per_map is .*: give a positive whole number"):
+        CondLoraConfig(layers_per_map=k)
+
+
+def test_layers_per_map_stands_in_the_file_only_where_it_is_used(tmp_path):
+    assert "layers_per_map" not in CondLoraConfig().to_dict()
+    adapted("bert", layers_per_map=2).save_pretrained(tmp_path)
+    assert CondLoraConfig.from_pretrained(tmp_path).layers_per_map == 2
 
 
 @pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])

@@ -103,6 +103,12 @@ def test_card_says_base_task_form_parameters_and_scores_over_seeds(adapted):
         assert found[name] == f"| {name} | {value} |"
 
 
+def test_card_says_how_many_layers_share_a_pair(adapted):
+    assert "layers that share a pair" not in rows(model_card(adapted(), "me/adapter"))
+    found = rows(model_card(adapted(layers_per_map=2), "me/adapter"))
+    assert found["layers that share a pair"] == "| layers that share a pair | 2 |"
+
+
 def test_card_of_nothing_but_a_model_claims_nothing_more(adapted):
     card = model_card(adapted(base=""), "adapter")
     assert front_matter(card) == {"library_name": "peft", "tags": ["condlora"]}

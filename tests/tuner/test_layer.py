@@ -58,6 +58,31 @@ def test_forms_give_the_formulas_of_the_paper(form, formula):
         assert torch.allclose(got, want, rtol=1e-10)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pair_for_each_layer_reaches_every_update_of_lora(form):
+    """For arbitrary A and B there are maps with that very update in every layer, W being square and invertible.
+
+    So what CondLoRA loses against LoRA as layers_per_map grows from 1 is the price of sharing.
+    """
+    torch.manual_seed(2)
+    base = Stack(8, 8)
+    settings = {"r": 3, "lora_alpha": 6, "target_modules": ["up"]}
+    model = get_peft_model(base, CondLoraConfig(form=form, layers_per_map=1, **settings))
+    layers = [block["up"] for block in base.blocks]
+    assert len(model.base_model.maps()) == len(layers)
+    for layer in layers:
+        W = layer.frozen_weight()
+        A, B = torch.randn(3, 8, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+        theta_A, theta_B = layer.theta("default")
+        with (
+            torch.no_grad()
+        ):  # the forms solved for the maps: theta_A W^T = A, W theta_B^T = B, and so on
+            theta_A.copy_(torch.linalg.solve(W.T if form == "consistent" else W, A.T).T)
+            theta_B.copy_(torch.linalg.solve(W.T if form == "literal" else W, B).T)
+        update = layer.get_delta_weight("default")
+        torch.testing.assert_close(update, 2.0 * B @ A, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("layer", [nn.Linear, lambda i, o: Conv1D(o, i)], ids=["Linear", "Conv1D"])
 @pytest.mark.parametrize(
     ("form", "out", "in_"),

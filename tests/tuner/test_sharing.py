@@ -39,6 +39,20 @@ CASES = [
     for name in METHODS
     for options in OPTIONS.get(name, [{}])
 ]
+# Some with blocks of layers in place of whole groups: of three layers two blocks, or three.
+CASES += [
+    pytest.param(
+        settings | {"layers_per_map": k},
+        id="-".join([settings["method"], *settings["options"].values(), f"k{k}"]),
+    )
+    for settings, k in (
+        ({"method": "condlora", "options": {}}, 2),
+        ({"method": "condlora_random", "options": {}}, 2),
+        ({"method": "condlora_frozen_a", "options": {}}, 1),
+        ({"method": "share_lora", "options": {"shared": "AB"}}, 1),
+        ({"method": "tied_lora", "options": {}}, 2),
+    )
+]
 CONTROLS = [name for name in METHODS if name.startswith("condlora")]
 SHIPPED = [
     "condlora_random",
@@ -48,6 +62,7 @@ SHIPPED = [
     "condlora_dora",
     "condlora_rslora",
     "condlora_all_linear",
+    "condlora_consistent",
     "cond_adalora",
     "cond_pissa",
     "share_lora_a",
@@ -359,6 +374,11 @@ COUNTS = {
     "lora_xs": 2 * L * R * R,  # LoRA-XS, section 3: r^2 a module
     "nola-5": 2 * L * 2 * 5,  # NOLA, section 3: the coefficients of A and of B
     "dylora": 2 * L * R * 2 * D,  # as LoRA
+    "condlora-k2": 6 * 2 * R * 2 * D,  # a pair for each two of the twelve layers
+    "condlora_random-k2": 6 * 2 * R * 2 * D,
+    "condlora_frozen_a-k1": L * 2 * R * D,
+    "share_lora-AB-k1": 2 * L * R * 2 * D,  # as LoRA
+    "tied_lora-k2": 2 * (6 * R * 2 * D + L * (R + D)),
 }
 
 

@@ -195,6 +195,7 @@ def _settings(model: PeftModel, adapter_name: str, facts: Facts) -> str:
         "alpha": _with_pattern(config.lora_alpha, config.alpha_pattern),
         "scaling": "alpha / √r" if config.use_rslora else "alpha / r",
         "magnitude": "DoRA's" if config.use_dora else None,
+        "layers that share a pair": config.layers_per_map,
         "target modules": _listed(config.target_modules),
         "trained whole": _listed(saved),
         "biases": None if config.bias == "none" else config.bias,
