@@ -66,12 +66,14 @@ class GlueMetric(evaluate.Metric):
 
     predictions, references: (n,) class labels, or scores for STS-B. Returns {metric name: fraction}.
 
+    undefined: the value of a metric that has none for these predictions, as where all are equal.
+
     Raises:
-        UndefinedScore: a metric has no value for these predictions.
+        UndefinedScore: a metric has no value for these predictions, and `undefined` is None.
     """
 
-    def __init__(self, task: Task):
-        self.task = task
+    def __init__(self, task: Task, undefined: float | None = None):
+        self.task, self.undefined = task, undefined
         super().__init__(config_name=task.name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -84,4 +86,12 @@ class GlueMetric(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         predictions, references = np.asarray(predictions), np.asarray(references)
-        return {name: METRICS[name](predictions, references) for name in self.task.metrics}
+        return {name: self._value(name, predictions, references) for name in self.task.metrics}
+
+    def _value(self, name: str, predictions: np.ndarray, references: np.ndarray) -> float:
+        try:
+            return METRICS[name](predictions, references)
+        except UndefinedScore:
+            if self.undefined is None:
+                raise
+            return self.undefined

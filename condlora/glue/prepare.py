@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from condlora.glue.batches import CPU, Encoded, encode
 from condlora.glue.sources import load_text
-from condlora.glue.splits import Splits, make_splits, split_sha256
+from condlora.glue.splits import HELD_OUT, Splits, make_splits, split_sha256
 from condlora.glue.tasks import Task, task_from_config
 from condlora.models.backbones import load_backbone
 from condlora.runs.recipe import recipe
@@ -23,7 +23,7 @@ from condlora.runs.recipe import recipe
 class Data:
     """One task, split and tokenised; shared by all runs of a process that ask for the same.
 
-    test_part: the GLUE split of each test row. target_mean, target_sd: of the training targets where the
+    test_part: the GLUE split of each test row, or "held_out". target_mean, target_sd: of the training targets where the
     protocol standardises them, else 0 and 1. description: what a record says of the data.
     """
 
@@ -47,7 +47,13 @@ def prepare(cfg: DictConfig, device: torch.device = CPU) -> Data:
         ConfigError: an unknown kind of validation split, or a limit that does not fit it.
         DataError, NetworkError: see `condlora.glue.sources.load_text`.
     """
-    keys = ("validation", "validation_limit", "max_length", "regression_targets")
+    keys = (
+        "validation",
+        "validation_limit",
+        "test_rows_from_train",
+        "max_length",
+        "regression_targets",
+    )
     settings = {
         group: OmegaConf.to_container(cfg[group], resolve=True)
         for group in ("data", "task", "backbone")
@@ -63,7 +69,11 @@ def _prepare(settings: str, device: torch.device) -> Data:
     task = task_from_config(cfg.task)
     tokenizer = load_backbone(cfg.backbone, num_labels=task.num_labels).tokenizer
     splits = make_splits(
-        load_text(cfg.data, task), task, cfg.protocol.validation, cfg.protocol.validation_limit
+        load_text(cfg.data, task),
+        task,
+        cfg.protocol.validation,
+        cfg.protocol.validation_limit,
+        cfg.protocol.test_rows_from_train,
     )
     encoded = {
         name: encode(split, task, tokenizer, max_length=cfg.protocol.max_length, device=device)
@@ -95,9 +105,10 @@ def _prepare(settings: str, device: torch.device) -> Data:
 def _counts(task: Task, splits: Splits) -> dict:
     """Rows of each split, and whether they are GLUE's."""
     test_rows = {name: splits.test_part.count(name) for name in task.test_splits}
+    further = splits.test_part.count(HELD_OUT)
     return {
         "counts": {name: len(split) for name, split in splits.items()},
-        "test_parts": test_rows,
+        "test_parts": test_rows | ({HELD_OUT: further} if further else {}),
         "official_counts": task.official_rows is not None
         and splits.source_train_rows == task.official_rows["train"]
         and test_rows == task.official_rows["test"],

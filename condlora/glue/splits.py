@@ -16,12 +16,13 @@ import numpy as np
 from condlora.errors import ConfigError, DataError
 from condlora.glue.tasks import Task
 
+HELD_OUT = "held_out"  # the part of the test set that is taken from the training set
 SHUFFLE_SEED = 1  # the authors'; the same for every run, so that all seeds see one split
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits; `test_part` names the GLUE split of each test row, `source_train_rows` counts GLUE's train."""
+    """The three splits; `test_part` names the GLUE split of each test row, or HELD_OUT; `source_train_rows` counts GLUE's train."""
 
     train: datasets.Dataset
     validation: datasets.Dataset
@@ -34,17 +35,22 @@ class Splits:
 
 
 def make_splits(
-    text: datasets.DatasetDict, task: Task, validation: str, limit: int | None = None
+    text: datasets.DatasetDict,
+    task: Task,
+    validation: str,
+    limit: int | None = None,
+    test_rows_from_train: int | None = None,
 ) -> Splits:
     """Split one task's text.
 
     `validation`: "tenth_of_train", or "test" for the authors' second recipe, which trains on the whole
     training set and draws its curve on GLUE's validation set. A user's text may bring a validation split, which then
     takes the tenth's place. `limit`: at most so many rows of the validation set are used, its first ones; the rest
-    of it is not trained on.
+    of it is not trained on. `test_rows_from_train`: this number of rows of the shuffled training set, those after the
+    validation tenth, become further test rows in place of training rows.
 
     Raises:
-        ConfigError: an unknown `validation`, or a limit that does not fit it.
+        ConfigError: an unknown `validation`, or a limit or further test rows that do not fit it.
         DataError: a label is missing (GLUE marks hidden labels -1), only one class is in a split, or a tenth of
             train is no example.
     """
@@ -59,6 +65,12 @@ def make_splits(
     if limit is not None and (limit < 1 or validation == "test"):
         raise ConfigError(
             f"protocol.validation_limit is {limit}: give a positive number with validation=tenth_of_train, or null."
+        )
+    further = test_rows_from_train
+    if further is not None and (further < 1 or validation != "tenth_of_train" or brings_validation):
+        raise ConfigError(
+            f"protocol.test_rows_from_train is {further}: give a positive number with validation=tenth_of_train and "
+            "without data.validation, or null."
         )
     if validation == "test" and brings_validation:
         raise ConfigError(
@@ -81,8 +93,17 @@ def make_splits(
         raise DataError(
             f"A tenth of the {len(order)} rows that {task.name} has to train on is no validation set: give more rows."
         )
+    first = held_out + (further or 0)  # of the training rows
+    if first >= len(order):
+        raise ConfigError(
+            f"protocol.test_rows_from_train is {further}, and {task.name} has {len(order)} training rows: give fewer."
+        )
+    if further:
+        more = text["train"].select(order[held_out:first])
+        test = datasets.concatenate_datasets([test, more])
+        test_part = [*test_part, *further * [HELD_OUT]]
     return Splits(
-        train=text["train"].select(order[held_out:]),
+        train=text["train"].select(order[first:]),
         validation=text["train"].select(order[:held_out][:limit]),
         test=test,
         test_part=test_part,

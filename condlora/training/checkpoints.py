@@ -60,6 +60,7 @@ class Progress:
     examples_per_second_alone: float | None = None  # of a run in a fleet
     earlier_seconds: float = 0.0  # of the processes before this one
     resumed_at_steps: list[int] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)  # by name, each that took steps
 
 
 @dataclass
@@ -80,8 +81,8 @@ class Training:
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    made_by: what must be equal for a checkpoint to continue to the same bits: recipe, data, weights, software,
-    device. A checkpoint of anything else is not continued.
+    made_by: what must be equal for a checkpoint to be continued: recipe, data, weights, software, kind of device. On
+    the same processor it is continued to the same bits. A checkpoint of anything else is not continued.
     """
 
     def __init__(self, folder: Path, cfg: DictConfig, made_by: dict, claim: Claim):

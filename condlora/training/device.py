@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 from accelerate import Accelerator
@@ -111,6 +112,16 @@ def described_environment(accelerator: Accelerator) -> dict:
         "precision": accelerator.mixed_precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def same_for_checkpoints(environment: dict) -> dict:
+    """What of a record's environment a checkpoint must share with the run that continues it.
+
+    Not the names of platform and processor, nor a CPU's as a device: a float32 run that another processor continues
+    differs by rounding, and a grid may then move between machines. The record names every device that took steps.
+    """
+    same = {k: v for k, v in environment.items() if k not in ("platform", "processor")}
+    return same | {"device": re.sub(r"^cpu \(.*", "cpu", environment["device"])}
 
 
 def round_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:

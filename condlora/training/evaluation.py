@@ -99,9 +99,15 @@ def fit_to_batches(model: torch.nn.Module, cfg: DictConfig) -> torch.nn.Module:
         return leave_padded(model)
 
 
-def score(task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:
+def metric_of(cfg: DictConfig, task: Task) -> GlueMetric:
+    """The task's metrics; `protocol.undefined_score`, where a protocol has it, stands for a score without a value."""
+    return GlueMetric(task, cfg.protocol.get("undefined_score"))
+
+
+def score(cfg: DictConfig, task: Task, predictions: np.ndarray, split: Encoded) -> dict[str, float]:
     """All metrics of the task on a split, as fractions."""
-    return GlueMetric(task).compute(predictions=predictions, references=split.labels.cpu().numpy())
+    labels = split.labels.cpu().numpy()
+    return metric_of(cfg, task).compute(predictions=predictions, references=labels)
 
 
 def test_saved(
@@ -117,11 +123,11 @@ def test_saved(
     scores = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         predictions = predict(cfg, data, split, model, accelerator)
-        scores[name] = score(data.task, predictions, split)
+        scores[name] = score(cfg, data.task, predictions, split)
         table = pd.DataFrame({"label": split.labels.cpu().numpy(), "prediction": predictions})
         if name == "test":
             table.insert(0, "part", data.test_part)
-            scores[name] |= scores_by_part(data.task, table)
+            scores[name] |= scores_by_part(metric_of(cfg, data.task), table)
         path = folder / f"predictions_{name}.parquet"
         write_atomically(path, lambda path, table=table: table.to_parquet(path))
     return scores
@@ -159,15 +165,20 @@ def merged_speed(
     return statistics.median(seconds(alone) / seconds(merged) for _ in range(TIMED_ROUNDS))
 
 
-def scores_by_part(task: Task, table: pd.DataFrame) -> dict[str, float]:
-    """MNLI's matched and mismatched scores apart, as `accuracy_matched` and so on; none for other tasks."""
-    if len(task.test_splits) == 1:
+def scores_by_part(metric: GlueMetric, table: pd.DataFrame) -> dict[str, float]:
+    """The scores of each part of the test set: of MNLI `accuracy_matched` and `accuracy_mismatched`, with further test rows
+    from the training set `accuracy_held_out` and `accuracy_validation`; none where the test set has one part.
+
+    Raises:
+        UndefinedScore: a metric has no value on a part.
+    """
+    if table["part"].nunique() == 1:
         return {}
     scores = {}
     for part, rows in table.groupby("part"):
-        of_part = GlueMetric(task).compute(
+        of_part = metric.compute(
             predictions=rows["prediction"].to_numpy(), references=rows["label"].to_numpy()
         )
         suffix = str(part).removeprefix("validation_")
-        scores |= {f"{metric}_{suffix}": value for metric, value in of_part.items()}
+        scores |= {f"{name}_{suffix}": value for name, value in of_part.items()}
     return scores

@@ -49,7 +49,7 @@ from condlora.models import methods
 from condlora.models.adapters import add_adapter, save_adapter
 from condlora.models.backbones import Backbone, fresh_model, load_backbone
 from condlora.models.warm_start import start_from
-from condlora.runs.environment import PeakMemory
+from condlora.runs.environment import PeakMemory, device_name
 from condlora.runs.lease import Claim
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import (
@@ -70,6 +70,7 @@ from condlora.training.device import (
     described_environment,
     make_accelerator,
     round_frozen,
+    same_for_checkpoints,
 )
 from condlora.training.evaluation import (
     batch_size,
@@ -163,7 +164,9 @@ def fine_tune(cfg: DictConfig, claim: Claim, interruption: Interruption, fleet: 
         "parameters": count_parameters(model, backbone),
     }
     same = ("recipe_hash", "streams", "data", "backbone", "environment")
-    checkpoints = Checkpoints(folder, cfg.runtime, {key: record[key] for key in same}, claim)
+    made_by = {key: record[key] for key in same}
+    made_by["environment"] = same_for_checkpoints(record["environment"])
+    checkpoints = Checkpoints(folder, cfg.runtime, made_by, claim)
     write_record(folder, record)
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(folder / "config.yaml", lambda path: path.write_text(resolved))
@@ -288,11 +291,14 @@ def train(
         data.train, collate, batch_size=protocol.batch_size, seed=seeds["data"]
     )
     total_steps = protocol.max_steps or protocol.epochs * len(batches)
-    evaluate_every = min(protocol.evaluate_every or math.inf, len(batches), total_steps)
+    evaluate_every = evaluation_interval(protocol, len(batches), total_steps)
     training, batches = prepare_training(cfg, model, batches, total_steps, accelerator)
     progress = training.progress
     torch.manual_seed(seeds["dropout"])
     checkpoints.restore(training)
+    name = device_name(accelerator.device)
+    if progress.step < total_steps and name not in progress.devices:
+        progress.devices.append(name)
     if spread.processes() > 1:  # or all would draw the same, each for its own rows
         torch.manual_seed(seeds["dropout"] + spread.rank() + spread.processes() * progress.step)
     bar.expect(total_steps, progress.step)
@@ -334,6 +340,22 @@ def train(
             "for all examples; train longer (protocol.max_steps, protocol.epochs) or change protocol.learning_rate."
         )
     return progress
+
+
+def evaluation_interval(protocol: DictConfig, epoch_steps: int, total_steps: int) -> int:
+    """Steps between two evaluations: a share of the run where the protocol has `evaluations`, else at most an epoch.
+
+    Raises:
+        ConfigError: the run cannot be divided into equal parts, so that its last step would not be evaluated.
+    """
+    evaluations = protocol.get("evaluations")
+    if evaluations is None:
+        return min(protocol.evaluate_every or math.inf, epoch_steps, total_steps)
+    if total_steps % evaluations:
+        raise ConfigError(
+            f"protocol.evaluations={evaluations} does not divide the run's {total_steps} steps: change one of them."
+        )
+    return total_steps // evaluations
 
 
 def prepare_training(
@@ -481,7 +503,7 @@ def evaluate(
     progress.loss_sum, progress.loss_steps = 0.0, 0
     predictions = predict(cfg, data, data.validation, model, accelerator)
     try:
-        scores = score(data.task, predictions, data.validation)
+        scores = score(cfg, data.task, predictions, data.validation)
     except UndefinedScore:
         # A model that still says one thing for all: no number, and never the best.
         scores = dict.fromkeys(data.task.metrics)
@@ -560,6 +582,7 @@ def summary(progress: Progress) -> dict:
         "steps": progress.step,
         "epochs": progress.epoch,
         "stopped_early": progress.stopped_early,
+        "devices": progress.devices,
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.examples_per_second_alone
         or progress.train_examples / progress.train_seconds,

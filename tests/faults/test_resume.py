@@ -189,6 +189,23 @@ def test_a_checkpoint_of_other_software_is_not_continued(run_at, monkeypatch, ca
     assert "was made with another environment: training begins again" in capsys.readouterr().out
 
 
+def test_a_checkpoint_continues_on_another_processor_which_the_record_names(run_at, undisturbed):
+    cfg = run_at("moved")
+    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+        finetune.run(cfg)
+    described, other = finetune.described_environment, "cpu (another)"
+    moved = {"platform": "another", "processor": "another", "device": other}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "described_environment", lambda a: described(a) | moved)
+        patch.setattr(finetune, "device_name", lambda _: other)
+        record = finetune.run(cfg)
+    assert record["resumed_at_steps"] == [4]
+    assert record["environment"]["device"] == other
+    assert record["devices"] == [*undisturbed[0]["record"]["devices"], other]
+    assert len(record["devices"]) == 2
+    assert left_behind(run_folder(cfg))["files"] == undisturbed[0]["files"]
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(run_at, undisturbed, capsys):
     cfg = run_at("full")
     with pytest.MonkeyPatch.context() as patch:

@@ -178,6 +178,25 @@ def test_limit_that_does_not_fit_is_refused(validation, limit):
         make_splits(text, load_task("sst2"), validation, limit)
 
 
+def test_further_test_rows_are_those_after_the_tenth_and_are_not_trained_on():
+    text = datasets.DatasetDict(train=rows(96), validation=rows(10))
+    whole = make_splits(text, load_task("sst2"), "tenth_of_train")
+    more = make_splits(text, load_task("sst2"), "tenth_of_train", test_rows_from_train=20)
+    assert more.validation["sentence"][:] == whole.validation["sentence"][:]
+    assert more.train["sentence"][:] == whole.train["sentence"][20:]
+    assert more.test["sentence"][:] == whole.test["sentence"][:] + whole.train["sentence"][:20]
+    assert more.test_part == 10 * ["validation"] + 20 * ["held_out"]
+
+
+@pytest.mark.parametrize(("validation", "number"), [("tenth_of_train", 0), ("test", 4)])
+def test_further_test_rows_that_do_not_fit_are_refused(validation, number):
+    text = datasets.DatasetDict(train=rows(20), validation=rows(10))
+    with pytest.raises(ConfigError, match=f"test_rows_from_train is {number}"):
+        make_splits(text, load_task("sst2"), validation, test_rows_from_train=number)
+    with pytest.raises(ConfigError, match="sst2 has 20 training rows: give fewer"):
+        make_splits(text, load_task("sst2"), "tenth_of_train", test_rows_from_train=18)
+
+
 def test_second_recipe_holds_nothing_out():
     text = datasets.DatasetDict(train=rows(20), validation=rows(10))
     splits = make_splits(text, load_task("sst2"), "test")

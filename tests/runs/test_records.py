@@ -1,14 +1,15 @@
 """What a run's recipe holds: all that can change its result, and not where its data lie."""
 
+import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from condlora.errors import ConfigError
+from condlora.errors import ConfigError, UndefinedScore
 from condlora.glue.sources import load_text
 from condlora.grid import cells as grid
 from condlora.runs.recipe import RECIPE_GROUPS, recipe, recipe_hash
-from condlora.runs.record import run_folder
+from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
 from tests.tasks import load_task
 
@@ -86,3 +87,33 @@ def test_validation_limit_is_recorded_and_keeps_the_first_of_the_held_out_tenth(
         own, other = (getattr(d, split).tokens["input_ids"] for d in (fewer, data))
         assert torch.equal(own, other)
     assert recipe(limited)["protocol"]["validation_limit"] == 30
+
+
+def test_scores_on_further_test_rows_are_recorded_apart(tiny_cells):
+    (cfg,) = tiny_cells("task=rte", "+protocol.test_rows_from_train=40")
+    record = finetune.run(cfg)
+    parts, test = record["data"]["test_parts"], record["test"]
+    assert parts["held_out"] == 40
+    assert record["data"]["counts"]["test"] == sum(parts.values())
+    of_parts = {part: test[f"accuracy_{part}"] * rows for part, rows in parts.items()}
+    assert sum(of_parts.values()) == pytest.approx(test["accuracy"] * sum(parts.values()))
+    table = pd.read_parquet(run_folder(cfg) / "predictions_test.parquet")
+    assert table["part"].value_counts().to_dict() == parts
+
+
+@pytest.mark.parametrize(
+    ("setting", "status"), [((), "failed"), (("+protocol.undefined_score=0",), "done")]
+)
+def test_a_run_that_predicts_one_class_fails_or_counts_as_the_protocol_says(
+    tiny_cells, setting, status
+):
+    """CoLA's Matthews correlation has no value for it."""
+    (cfg,) = tiny_cells("task=cola", "protocol.learning_rate=0", *setting)
+    outcome = finetune.run_together([cfg])[0]
+    record = read_record(run_folder(cfg))
+    assert record["status"] == status
+    if status == "failed":
+        assert isinstance(outcome, UndefinedScore)
+    else:
+        assert record["test"]["matthews_correlation"] == 0
+        assert record["test"]["accuracy"] > 0

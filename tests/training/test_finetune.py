@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft import PeftModelForSequenceClassification as Classifier
 from safetensors.torch import load_file
 
@@ -453,3 +454,25 @@ def test_tracker_that_is_not_installed_is_said(tiny_cells, monkeypatch):
     with pytest.raises(ConfigError, match="one is not installed"):
         finetune.run(cfg)
     assert not run_folder(cfg).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "interval"),
+    [
+        ({"evaluate_every": 1500}, 300),  # an epoch
+        ({"evaluate_every": None}, 300),
+        ({"evaluate_every": 20}, 20),
+        ({"evaluate_every": None, "evaluations": 10}, 480),  # more than an epoch
+    ],
+)
+def test_evaluations_come_by_steps_or_as_equal_parts_of_the_run(settings, interval):
+    assert finetune.evaluation_interval(OmegaConf.create(settings), 300, 4800) == interval
+
+
+def test_a_run_that_has_no_equal_parts_is_refused(tiny_cells):
+    (cfg,) = tiny_cells("task=rte", "+protocol.evaluations=4")
+    with pytest.raises(ConfigError, match="evaluations=4 does not divide the run's 6 steps"):
+        finetune.run(cfg)
+    (cfg,) = tiny_cells("task=rte", "+protocol.evaluations=2")
+    finetune.run(cfg)
+    assert pd.read_csv(run_folder(cfg) / "curve.csv")["step"].tolist() == [3, 6]
