@@ -1,9 +1,14 @@
 """The learning rate of each task and method of a profile, chosen on validation.
 
-A study is one task and method, a trial one rate: a run of `condlora.training.run` like any other, kept under
-`<runs>/search`. Every study has the same number of trials, so all methods get the same budget: first the same few
-rates, then, where the settings ask for more, each where those before it point (`next_rate`), since the best rates of
-methods lie far apart. Nothing is random: a search that was killed comes to the same trials when it is started again.
+A study is one task and method, a trial one rate and seed: a run of `condlora.training.run` like any other, kept under
+`<runs>/search`. A rate's score is the mean over its seeds. Every study follows one rule: first the same few rates; then,
+where the settings ask for it, `further` rates, each where those before it point (`next_rate`), since the best rates of
+methods lie far apart; then rates beyond the lowest or highest one as long as that is the best (`extend`); then the two
+rates beside the best by a factor of sqrt 2 (`refine`). Nothing is random: a search that was killed comes to the same
+trials when it is started again.
+
+The chosen rates are written to `configs/rates/<profile>.yaml`, which a profile reads with the entry
+`- optional /rates: <profile>` in its defaults.
 
 What picks the rate is the run's curve, which is on the held-out part of the training set. The scores on the
 test set, which each run records too, are not read, and a trial whose test score is undefined is as good as
@@ -18,11 +23,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import math
 import os
+import shlex
 import signal
+import statistics
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,13 +41,15 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid.cells import compose_cells
+from condlora.paths import CONFIGS
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
@@ -53,10 +64,11 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """Do the trials that are missing, write them to `<results>/<profile>/search.csv` and return them.
 
     One row a trial, see `row`, and `chosen`: the rate with the study's best score, the lower one of equals. The
-    file keeps the studies that this search has none of.
+    file keeps the studies that this search has none of. The chosen rates of all its studies go to the profile's file
+    of rates, see `write_rates`.
 
     Raises:
-        ConfigError: the protocol validates on the test set.
+        ConfigError: the protocol validates on the test set, or the file of rates cannot be written.
         UserError: what any run can meet; a diverged or undefined trial is recorded and loses.
     """
     studies = plan_studies(cfg)
@@ -76,7 +88,51 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     path = Path(cfg.results) / cfg.profile / "search.csv"
     written = pd.concat([studies_beside(table, path), table], ignore_index=True)
     write_atomically(path, lambda path: written.to_csv(path, index=False))
+    if cfg.profile != "adhoc":  # which reads none
+        write_rates(cfg, written)
     return table
+
+
+def rates_file(cfg: DictConfig) -> Path:
+    """Where the chosen rates of a search go."""
+    return Path(cfg.rates or CONFIGS / "rates") / f"{cfg.profile}.yaml"
+
+
+def write_rates(cfg: DictConfig, table: pd.DataFrame) -> None:
+    """Write the chosen rates of a search's table for the profile to read.
+
+    Raises:
+        ConfigError: the folder cannot be written to, as that of an installed package.
+    """
+    chosen = table[table["chosen"]].drop_duplicates(STUDY)
+    rates = {
+        adapter: dict(zip(rows["task"], rows["learning_rate"].astype(float), strict=True))
+        for adapter, rows in chosen.groupby("adapter", sort=False)
+    }
+    text = (
+        "# @package protocol.tables.learning_rate\n"
+        f"# Chosen on validation; every trial is in results/{cfg.profile}/search.csv. Written by\n"
+        f"#   {command_of(cfg)}\n"
+        + yaml.safe_dump(rates, sort_keys=False, default_flow_style=None, width=1000)
+    )
+    path = rates_file(cfg)
+    try:
+        write_atomically(path, lambda path: path.write_text(text))
+    except OSError as error:
+        raise ConfigError(
+            f"The chosen rates could not be written to {path} ({error.strerror}): set rates=FOLDER to a folder that can "
+            "be written to and run the same command again; finished trials are kept."
+        ) from error
+
+
+def command_of(cfg: DictConfig) -> str:
+    """The command line of a search, without where it reads and writes."""
+    settings = ("overrides", "learning_rates", "further", "repeats", "extend", "refine", "seed")
+    values = (json.dumps(OmegaConf.to_container(cfg)[name]) for name in settings)
+    words = (f"{name}={value}" for name, value in zip(settings, values, strict=True))
+    return shlex.join(
+        ["python", "scripts/search_learning_rate.py", f"profile={cfg.profile}", *words]
+    )
 
 
 def begin_worker(jobs: int) -> None:
@@ -108,17 +164,39 @@ def studies_beside(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Plan:
-    """One study: a cell of the profile with the search's own seed, the rates to begin with, and how many more."""
+    """One study: a cell of the profile with the search's own seed, the rates to begin with, and the rule for more.
+
+    repeats: seeds of each rate, from the cell's on. further, extend, refine: see the module.
+    """
 
     cell: DictConfig
     first: list[float]
-    further: int
+    further: int = 0
+    repeats: int = 1
+    extend: int = 0
+    refine: bool = False
 
-    def trial(self, rate: float) -> DictConfig:
-        """The config of the trial of a rate."""
+    def trial(self, rate: float, repeat: int = 0) -> DictConfig:
+        """The config of a trial of a rate."""
         cell = copy.deepcopy(self.cell)
         cell.protocol.learning_rate = rate
+        cell.seed += repeat
         return cell
+
+    def trials(self, rates: list[float]) -> list[DictConfig]:
+        """The configs of all trials of some rates."""
+        return [self.trial(rate, repeat) for rate in rates for repeat in range(self.repeats)]
+
+    def stages(self, scores: Scores) -> Iterator[tuple[str, list[float]]]:
+        """The rates to try, stage by stage; before each next one, `scores` has those of all before."""
+        yield "first", self.first
+        for _ in range(self.further):
+            yield "further", [next_rate(scores)]
+        while rate := beyond_edge(scores, self.first, self.extend):
+            yield "extended", [rate]
+        if self.refine and math.isfinite(value_of(scores, best_rate(scores))):
+            best = best_rate(scores)
+            yield "refined", [float(f"{best * 2**power:.3g}") for power in (-0.5, 0.5)]
 
 
 def plan_studies(cfg: DictConfig) -> list[Plan]:
@@ -141,41 +219,87 @@ def plan_studies(cfg: DictConfig) -> list[Plan]:
                 f"The protocol {cell.protocol.name!r} validates on the test set, which a search must not see: "
                 "choose one with protocol.validation=tenth_of_train."
             )
-    return [Plan(cell, sorted(cfg.learning_rates), cfg.further) for cell in cells]
+    rule = {name: cfg[name] for name in ("further", "repeats", "extend", "refine")}
+    return [Plan(cell, sorted(cfg.learning_rates), **rule) for cell in cells]
 
 
 def run_study(plan: Plan) -> pd.DataFrame:
     """Do the trials that the study's storage lacks; all of them as a table, in order of the rates.
 
-    The first ones are trained together where `runtime.fleet` says so; each further one waits for those before it.
+    Those of a stage are trained together where `runtime.fleet` says so; each stage waits for those before it.
     """
-    first = [plan.trial(rate) for rate in plan.first]
-    study, known = open_study(plan.cell, [digest_of(cell) for cell in first], plan.further)
+    study, known = open_study(plan)
     fleet = fleet_size(plan.cell)
-    while (number := len(study.trials)) < len(first) + plan.further:
-        scores = {trial.params["learning_rate"]: trial.value for trial in study.trials}
-        cells = first[number : number + fleet] or [plan.trial(next_rate(scores))]
-        trials = {(digest_of(cell), cell.seed): cell for cell in cells}
-        known |= run_trials({key: cell for key, cell in trials.items() if key not in known})
-        for key in trials:
-            study.add_trial(known[key])
-    return pd.DataFrame([row(trial) for trial in study.trials]).sort_values("learning_rate")
+    scores: Scores = {}
+    rows = []
+    for stage, rates in plan.stages(scores):
+        cells = plan.trials(rates)
+        found = {key_of(trial): trial for trial in study.trials}
+        missing = [cell for cell in cells if key_of_cell(cell) not in found]
+        for start in range(0, len(missing), fleet):
+            part = {key_of_cell(cell): cell for cell in missing[start : start + fleet]}
+            known |= run_trials({key: cell for key, cell in part.items() if key not in known})
+            for key in part:
+                study.add_trial(known[key])
+                found[key] = known[key]
+        trials = [found[key_of_cell(cell)] for cell in cells]
+        for rate in rates:
+            scores[rate] = mean_score([t for t in trials if t.params["learning_rate"] == rate])
+        rows += [row(trial) | {"stage": stage} for trial in trials]
+    return pd.DataFrame(rows).sort_values(["learning_rate", "seed"])
 
 
-def digest_of(cell: DictConfig) -> str:
-    """The hash of a trial's recipe."""
-    return recipe_hash(recipe(cell))
+Key = tuple[str, int]  # a trial's recipe hash and seed
+Scores = dict[float, float | None]  # of each rate, None where a trial failed
 
 
-def next_rate(scores: dict[float, float | None]) -> float:
+def key_of(trial: FrozenTrial) -> Key:
+    return trial.user_attrs["recipe_hash"], trial.user_attrs["seed"]
+
+
+def key_of_cell(cell: DictConfig) -> Key:
+    return recipe_hash(recipe(cell)), cell.seed
+
+
+def mean_score(trials: list[FrozenTrial]) -> float | None:
+    """Of a rate's trials; None where one failed."""
+    values = [trial.value for trial in trials]
+    return None if None in values else statistics.fmean(values)
+
+
+def value_of(scores: Scores, rate: float) -> float:
+    return -math.inf if scores[rate] is None else scores[rate]
+
+
+def best_rate(scores: Scores) -> float:
+    """The rate of the best score, of equals the lowest."""
+    return max(scores, key=lambda rate: (value_of(scores, rate), -rate))
+
+
+def beyond_edge(scores: Scores, first: list[float], extend: int) -> float | None:
+    """Where the best rate is the lowest or the highest: the next one on that side, by the factor between the first rates.
+
+    None where the best lies inside, no rate has a score, or there are `extend` rates on that side already.
+    """
+    best = best_rate(scores)
+    if len(first) < 2 or not math.isfinite(value_of(scores, best)):
+        return None
+    if best == min(scores) and sum(rate < first[0] for rate in scores) < extend:
+        return float(f"{best * first[0] / first[1]:.3g}")
+    if best == max(scores) and sum(rate > first[-1] for rate in scores) < extend:
+        return float(f"{best * first[-1] / first[-2]:.3g}")
+    return None
+
+
+def next_rate(scores: Scores) -> float:
     """The rate to try after these, of two digits; a score is None where the trial failed.
 
     Beyond the best, as far as its neighbour is, where it is the lowest or highest yet; else in the middle, by ratio, of the
     wider gap beside it, or of the one on the side of the better score. Where all failed: below them, then above.
     """
     rates = sorted(scores)
-    value = {rate: -math.inf if scores[rate] is None else scores[rate] for rate in rates}
-    best = max(rates, key=lambda rate: (value[rate], -rate))
+    value = {rate: value_of(scores, rate) for rate in rates}
+    best = best_rate(scores)
     at = rates.index(best)  # of all that failed the lowest
     if value[best] == -math.inf and len(rates) % 2 == 0:
         at = len(rates) - 1
@@ -192,32 +316,41 @@ def next_rate(scores: dict[float, float | None]) -> float:
     return float(f"{found:.2g}")
 
 
-Known = dict[tuple[str, int], FrozenTrial]
+Known = dict[Key, FrozenTrial]
 
 
-def open_study(cell: DictConfig, digests: list[str], further: int) -> tuple[optuna.Study, Known]:
-    """The study that begins with these recipes and this seed, and the trials of all studies by recipe and seed.
+def open_study(plan: Plan) -> tuple[optuna.Study, Known]:
+    """The study of a plan, and the trials of all studies of its task and method by recipe and seed.
 
-    Other rates or another protocol make another study, to which the trials that they share are copied.
+    Other rates, another rule or another protocol make another study, to which the trials that they share are copied.
     """
+    cell = plan.cell
+    identity = {
+        "seed": cell.seed,
+        "trials": [key_of_cell(plan.trial(rate))[0] for rate in plan.first],
+        "further": plan.further,
+    }
+    rule = {"repeats": plan.repeats, "extend": plan.extend, "refine": plan.refine}
+    if rule != {"repeats": 1, "extend": 0, "refine": False}:  # studies from before keep their name
+        identity |= rule
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = Path(cell.runs).parent
     folder.mkdir(parents=True, exist_ok=True)
-    name = recipe_hash({"seed": cell.seed, "trials": digests, "further": further})
+    name = recipe_hash(identity)
     file = f"{cell.profile.name}-{cell.task.name}-{cell.adapter.name}.db"
     storage = f"sqlite:///{folder / file}"
     study = optuna.create_study(
         study_name=name, storage=storage, direction="maximize", load_if_exists=True
     )
     known = {
-        (trial.user_attrs["recipe_hash"], trial.user_attrs["seed"]): trial
+        key_of(trial): trial
         for other in optuna.get_all_study_names(storage)
         for trial in optuna.load_study(study_name=other, storage=storage).trials
     }
     return study, known
 
 
-def run_trials(trials: dict[tuple[str, int], DictConfig]) -> Known:
+def run_trials(trials: dict[Key, DictConfig]) -> Known:
     """Fine-tune each with its rate: a complete trial with its validation score, or a failed one with the reason."""
     with contextlib.redirect_stdout(io.StringIO()):  # a run's last line is its test score
         outcomes = finetune.run_together(list(trials.values()))
@@ -296,6 +429,7 @@ def row(trial: FrozenTrial) -> dict:
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:
     """One study's table with the column `chosen`; none is where every trial failed."""
-    scores = table["validation_score"].astype(float)
-    best = table[scores == scores.max()]["learning_rate"].min()
+    by_rate = table["validation_score"].astype(float).groupby(table["learning_rate"])
+    scores = by_rate.mean().where(by_rate.count() == by_rate.size())  # a failed seed fails the rate
+    best = scores[scores == scores.max()].index.min()
     return table.assign(chosen=table["learning_rate"] == best)

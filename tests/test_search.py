@@ -1,7 +1,10 @@
 """The search for a learning rate: what it reads, what it chooses, and that it survives a kill."""
 
 import json
+import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -10,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from condlora import search
@@ -28,15 +32,16 @@ TINY = (
 )  # fmt: skip
 
 
-def settings(folder, *overrides, rates=RATES, seed=100, further=0):
+def settings(folder, *overrides, rates=RATES, seed=100, **rule):
     words = [*TINY, "adapter=lora", *overrides]
     plain = {"profile": "adhoc", "overrides": words, "learning_rates": list(rates)}
+    plain |= {"further": 0, "repeats": 1, "extend": 0, "refine": False} | rule
     plain |= {
-        "further": further,
         "seed": seed,
         "jobs": 1,
         "runs": f"{folder}/runs",
         "results": f"{folder}/results",
+        "rates": f"{folder}/rates",
     }
     return OmegaConf.create(plain)
 
@@ -237,7 +242,10 @@ SEARCHES = sorted(ROOT.glob("results/*/search.csv"))
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.parent.name)
 def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
     table = pd.read_csv(path)
-    assert table.groupby(["task", "adapter"]).size().nunique() == 1  # one budget
+    # One budget, or one rule for what is added to equal beginnings.
+    first = table[table["stage"] == "first"] if "stage" in table else table
+    assert first.groupby(["task", "adapter"]).size().nunique() == 1
+    table = table.drop_duplicates(["task", "adapter", "learning_rate"])
     chosen = table[table["chosen"]].set_index(["task", "adapter"])["learning_rate"]
     cells = compose_cells((f"profile={path.parent.name}",))
     rates = {(c.task.name, c.adapter.name): c.protocol.learning_rate for c in cells}
@@ -258,7 +266,7 @@ def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_pa
     overrides = ["backbone=tiny", "task=rte", "adapter=lora,condlora", "protocol.max_steps=100000"]
     words = [
         "profile=embedded", f"overrides={json.dumps(overrides)}", "learning_rates=[1e-3]", "jobs=2",
-        f"runs={tmp_path}/runs", f"results={tmp_path}/results",
+        f"runs={tmp_path}/runs", f"results={tmp_path}/results", f"rates={tmp_path}/rates",
     ]  # fmt: skip
     command = [sys.executable, ROOT / "scripts/search_learning_rate.py", *words]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -286,3 +294,73 @@ def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_pa
         assert record["status"] == "interrupted"
         assert record["environment"]["threads"] == max(1, of_all // 2)
         assert list(curve.parent.glob("checkpoints/*"))
+
+
+# Several seeds, rates beyond the edge, rates beside the best
+
+
+def test_a_rates_score_is_the_mean_over_its_seeds_and_a_failed_seed_fails_it(tmp_path, stand_in):
+    outcomes = iter([[0.9], [0.1], [0.6], [0.6], [0.99], DivergedError("The loss is nan")])
+    stand_in(lambda rate: next(outcomes))
+    table = search.search(settings(tmp_path, repeats=2))
+    assert list(zip(table["learning_rate"], table["seed"], strict=True)) == [
+        (rate, seed) for rate in RATES for seed in (100, 101)
+    ]
+    assert set(table[table["chosen"]]["learning_rate"]) == {2e-3}
+    assert search.search(settings(tmp_path, repeats=2)).equals(table)  # and trains nothing again
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (2e-3, []),
+        (1e-3, [5e-4]),  # the lowest of the first ones
+        (2e-4, [5e-4, 2.5e-4, 1.25e-4]),  # at the edge until a better neighbour is found
+        (1e-6, [5e-4, 2.5e-4, 1.25e-4]),  # and no further than three rates
+        (1, [8e-3, 1.6e-2, 3.2e-2]),
+    ],
+)
+def test_rates_are_added_while_the_best_is_at_an_edge(tmp_path, stand_in, best, tried):
+    done = stand_in(lambda rate: [1 / (1 + abs(math.log(rate / best)))])
+    search.search(settings(tmp_path, extend=3))
+    assert done == [*RATES, *tried]
+
+
+def test_the_best_rate_is_refined_by_the_root_of_two(tmp_path, stand_in):
+    done = stand_in(lambda rate: [1 / (1 + abs(math.log(rate / 1.4e-3)))])
+    table = search.search(settings(tmp_path, extend=3, refine=True, repeats=2))
+    assert done[::2] == done[1::2] == [*RATES, 5e-4, 7.07e-4, 1.41e-3]
+    assert set(table[table["chosen"]]["learning_rate"]) == {1.41e-3}
+    assert table.groupby("stage").size().to_dict() == {"extended": 2, "first": 6, "refined": 4}
+
+
+def test_where_every_trial_fails_no_rate_is_added(tmp_path, stand_in):
+    done = stand_in(lambda rate: DivergedError("The loss is nan"))
+    assert not search.search(settings(tmp_path, extend=3, refine=True))["chosen"].any()
+    assert done == list(RATES)
+
+
+def test_the_chosen_rates_are_a_file_that_a_profile_reads(tmp_path, stand_in):
+    stand_in(lambda rate: [rate])
+    cfg = settings(tmp_path, "adapter=lora,condlora")
+    cfg.profile = "embedded"
+    search.search(cfg)
+    text = (tmp_path / "rates/embedded.yaml").read_text()
+    assert yaml.safe_load(text) == {name: {"rte": max(RATES)} for name in ("lora", "condlora")}
+    assert text.startswith("# @package protocol.tables.learning_rate\n")
+    assert str(tmp_path) not in text
+    (command,) = re.findall(r"^#   (python .*)$", text, re.MULTILINE)
+    assert {"profile=embedded", "further=0", "learning_rates=[0.001, 0.002, 0.004]"} < set(
+        shlex.split(command)
+    )
+
+
+def test_a_folder_of_rates_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "rates").write_text("a file")
+    table = pd.DataFrame(columns=["task", "adapter", "learning_rate", "chosen"]).astype(
+        {"chosen": bool}
+    )
+    cfg = settings(tmp_path)
+    cfg.profile = "embedded"
+    with pytest.raises(ConfigError, match="could not be written to .*: set rates=FOLDER"):
+        search.write_rates(cfg, table)
