@@ -13,6 +13,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from condlora.errors import ConfigError
 from condlora.grid.cells import compose_cells
 from condlora.grid.preflight import preflight
 from condlora.runs.recipe import recipe
@@ -32,6 +33,13 @@ def test_every_profile_composes_into_complete_recipes(profile, monkeypatch):
     for values in sweep.values():
         expected *= len(str(values).split(","))
     assert len(cells) == expected
+    rates = re.findall(
+        r"- optional /rates.*: (\w+)", (ROOT / f"configs/profile/{profile}.yaml").read_text()
+    )
+    if rates and not any((ROOT / f"configs/rates/{name}.yaml").exists() for name in rates):
+        with pytest.raises(ConfigError, match="has no learning_rate"):
+            recipe(cells[0])  # not searched yet
+        return
     for cfg in cells:
         assert recipe(cfg)["protocol"]["learning_rate"] > 0
 
