@@ -44,6 +44,21 @@ def test_every_profile_composes_into_complete_recipes(profile, monkeypatch):
         assert recipe(cfg)["protocol"]["learning_rate"] > 0
 
 
+def test_the_parts_of_parity_are_profiles_at_their_number_of_steps_that_its_rules_name():
+    (whole, *_) = compose_cells(("profile=parity",))
+    rules = OmegaConf.load(ROOT / "configs/analysis/parity_rules.yaml")
+    curve = whole.profile.parts.curve
+    for steps, profile in (*curve.items(), (4800, whole.profile.parts.dial)):
+        cells = compose_cells((f"profile={profile}",))
+        assert {cfg.protocol.max_steps for cfg in cells} == {steps}
+        name = steps if profile in curve.values() else "dial"
+        assert {cfg.seed for cfg in cells} == set(rules.seeds[name])
+        assert {cfg.task.name for cfg in cells} == set(rules.primary.tasks)
+    assert {cfg.task.name for cfg in compose_cells(("profile=parity_small",))} == set(
+        rules.secondary.appendix
+    )
+
+
 @pytest.mark.parametrize("protocol", ["authors", "paper", "lora_setting"])
 def test_authors_protocols_cover_all_tasks_and_both_methods(protocol):
     tasks = ",".join(GLUE_TASKS)
