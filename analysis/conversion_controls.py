@@ -1,252 +1,26 @@
-"""Figure 1's controls: do conversion matrices grow alike by training, or by W0's inverse alone?
+"""Controls of Figure 1: similarity of conversion matrices with one ingredient changed at a time.
 
-The paper finds W0->A = W0^-1 A' and W0->B = W0^-1 B more alike between layers than Gaussian
-matrices. Those never pass through W0^-1, so they cannot tell what was learned from what the inverse
-does to anything. Each control below changes one thing, W0 = U S V' being the singular value
-decomposition, so that W0^-1 = V S^-1 U':
-
-- Gaussian A and B through W0^-1: nothing is learned and W0 is kept. The main control.
-- LoRA before training: its A is Kaiming-uniform; its B is zero, so B's conversion is undefined.
-- Another layer's A and B through this layer's W0^-1 (all cyclic shifts of the layers): training is
-  kept, its tie to the layer's own W0 is cut.
-- Another seed: layer l of one run against layer m of another, so that the two were not trained
-  together.
-- W0's spectrum with random singular vectors, of both sides or of one. The columns of W0^-1 X lie
-  along V, weighted by S^-1: random V leaves random subspaces, whatever the adapter, and so does
-  changing both; the value is max(i, j) / d by symmetry. U decides how X falls on these directions:
-  random U sends every X to a random subspace before S^-1 and V act, which for i = j = r is the main
-  control again, as a Gaussian X spans a random subspace. So what is learned shows in U' X or nowhere.
-- W0's singular vectors with a flat spectrum: V U' X. Gaussian X stay Gaussian here, so what exceeds
-  Gaussian matrices is likeness that needs no small singular value.
-
-For a rectangular W0 the roles of U and V in A's conversion matrices are exchanged, see
-`subspace.conversion_matrices`.
+Examples:
+    python analysis/conversion_controls.py profile=embedded
+    python analysis/conversion_controls.py profile=embedded baseline_draws=40
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
-
-import pandas as pd
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
-from analysis.conversion_origin import (
-    CHECK_IT,
-    FLAT,
-    PAIRS,
-    RECIPE,
-    compare,
-    statement,
-    table_of_tests,
-)
-from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.maths import inverse_spectrum, subspace
-from analysis.maths.inverse_spectrum import Inverse, Spectra, table_of_directions, table_of_spectra
-from analysis.present import typeset
-from analysis.present.conversion_figures import draw_controls, draw_spectra, draw_truncation
-from analysis.present.typeset import Picture, Section
-from analysis.stats.significance import summarise
-from analysis.study.selection import (
-    MATRIX_LABEL,
-    REFERENCE,
-    Settings,
-    Stack,
-    load_stacks,
-    open_study,
-)
+from analysis.study.selection import open_study
 from condlora.commands.cli import command
-
-UNTRAINED, OTHER_LAYER, OTHER_SEED = "untrained", "other_layer", "other_seed"
-BOTH_RANDOM, V_RANDOM, U_RANDOM = "random_U_and_V", "random_V", "random_U"
-SOURCES = {
-    TRAINED: "trained LoRA",
-    CONTROL: "Gaussian A, B",
-    UNTRAINED: "LoRA before training",
-    OTHER_LAYER: "another layer's A, B",
-    OTHER_SEED: "another seed's A, B",
-    U_RANDOM: "trained; random U in W₀",
-    V_RANDOM: "trained; random V in W₀",
-    BOTH_RANDOM: "trained; random U, V in W₀",
-    FLAT: "trained; flat spectrum of W₀",
-    GAUSSIAN: "Gaussian matrices, no W₀",
-}
-ROTATIONS = 4  # random singular vectors per run; each run's value is the mean over them
-
-
-@dataclass(frozen=True)
-class Controls:
-    """Figure 1's quantity for trained adapters and for every control.
-
-    values: a row per module, matrix, source, task and run, pair of runs or draw (`of`): mean phi
-    over pairs of layers (off_diagonal, deep, shallow). tests: as of
-    `conversion_origin.compare`. spectra: W0's own part.
-    """
-
-    values: pd.DataFrame
-    tests: pd.DataFrame
-    spectra: Spectra
-    notes: list[str]
-
-
-def controls(stacks: list[Stack], settings: Settings) -> Controls:
-    """All controls for every LoRA run, from the settings' generator alone."""
-    rows, notes, usable = [], [], []
-    for stack in (stack for stack in stacks if stack.adapter == REFERENCE):
-        try:
-            inverses = inverse_spectrum.inverses(stack)
-        except subspace.NotInvertible as error:
-            notes.append(f"No controls for {stack.module} modules: {error}.")
-            continue
-        usable.append((stack, inverses))
-        for matrix, source, names, phi in _maps(stack, inverses, settings):
-            for (task, of), means in zip(names, subspace.means_of_pairs(phi).tolist(), strict=True):
-                rows.append([stack.module, matrix, source, task, of, *means])
-    columns = ["module", "matrix", "source", "task", "of", *PAIRS]
-    values = pd.DataFrame(rows, columns=columns)
-    return Controls(values, compare(values), inverse_spectrum.spectra(usable, settings), notes)
-
-
-Maps = Iterator[tuple[str, str, list[tuple[str, str]], Tensor]]
-
-
-def _maps(stack: Stack, inverses: dict[str, Inverse], settings: Settings) -> Maps:
-    """(matrix, source, task and name of n runs or draws, phi (n, L, L)) of everything compared."""
-    L, r, d_in = stack.A.shape[1:]
-    d_out, n = stack.B.shape[2], settings.baseline_draws
-    i, j = settings.counts(r)
-    k = max(i, j)
-    generator = settings.generator()
-    # The draws of Figure 1, in its order.
-    drawn_A = subspace.gaussian((n, L, r, d_in), generator).mT
-    drawn_B = subspace.gaussian((n, L, d_out, r), generator)
-    # A Gaussian matrix in the place of a conversion matrix has its sides.
-    plain = (drawn_A, drawn_B) if d_in == d_out else (drawn_B, drawn_A)
-    draws = [("", f"draw {draw}") for draw in range(n)]
-
-    def phi(U: Tensor) -> Tensor:
-        return subspace.phi_map(U, U, i, j)
-
-    for matrix, X, drawn, in_place in (
-        ("A", stack.A.mT, drawn_A, plain[0]),
-        ("B", stack.B, drawn_B, plain[1]),
-    ):
-        inverse = inverses[matrix]
-        yield matrix, GAUSSIAN, draws, phi(subspace.left_basis(in_place, k))
-        yield matrix, CONTROL, draws, phi(inverse.basis(inverse.coefficients(drawn), k))
-        if matrix == "A":
-            before = subspace.initial_A((n, L, r, d_in), generator).mT
-            yield matrix, UNTRAINED, draws, phi(inverse.basis(inverse.coefficients(before), k))
-        runs = [(cell.task, f"seed {cell.seed}") for cell in stack.cells]
-        U = inverse.basis(inverse.coefficients(X), k)
-        for source, bases in _changed(inverse, X, U, k, generator):
-            yield matrix, source, runs, torch.stack([phi(V) for V in bases]).mean(dim=0)
-        pairs = [p for p in combinations(range(len(runs)), 2) if runs[p[0]][0] == runs[p[1]][0]]
-        if pairs:
-            first, second = (list(side) for side in zip(*pairs, strict=True))
-            names = [(runs[a][0], f"{runs[a][1]}, {runs[b][1]}") for a, b in pairs]
-            yield matrix, OTHER_SEED, names, subspace.phi_map(U[first], U[second], i, j)
-
-
-def _changed(
-    inverse: Inverse, X: Tensor, U: Tensor, k: int, generator: torch.Generator
-) -> Iterator[tuple[str, Iterator[Tensor]]]:
-    """Trained runs with one thing changed: each source with bases (runs, L, d, k) to average over."""
-
-    def basis(X: Tensor) -> Tensor:
-        return inverse.basis(inverse.coefficients(X), k)
-
-    yield TRAINED, iter([U])
-    L = X.shape[1]
-    if L > 1:
-        yield OTHER_LAYER, (basis(X.roll(shift, dims=1)) for shift in range(1, L))
-    random_U = [basis(subspace.rotated(X, generator)) for _ in range(ROTATIONS)]
-    yield U_RANDOM, iter(random_U)
-    yield V_RANDOM, (subspace.rotated(U, generator) for _ in range(ROTATIONS))
-    yield BOTH_RANDOM, (subspace.rotated(V, generator) for V in random_U)
-    flat = subspace.left_basis(subspace.in_each_layer(inverse.right.mT, X), k)
-    yield FLAT, iter([subspace.in_each_layer(inverse.left, flat)])
-
-
-def table(result: Controls) -> typeset.Table:
-    """Mean phi over pairs of layers, trained and of each control, over all tasks."""
-    rows = []
-    v = result.values
-    for module, matrix in v[["module", "matrix"]].drop_duplicates().itertuples(index=False):
-        for source, name in SOURCES.items():
-            of = v[(v.module == module) & (v.matrix == matrix) & (v.source == source)]
-            found = [summarise(of[pairs].to_numpy()) for pairs in PAIRS]
-            cells = [typeset.spread(x, 4) for x in found]
-            if source == UNTRAINED and matrix == "B":
-                cells = ["undefined: B = 0", *[typeset.UNDEFINED] * (len(PAIRS) - 1)]
-            rows.append([module, MATRIX_LABEL[matrix], name, *cells])
-    return typeset.Table(
-        name="figure1_controls",
-        title="Figure 1's controls: mean φ between conversion matrices of two different layers",
-        header=["modules", "matrix", "source", *PAIRS.values()],
-        rows=rows,
-        data=v,
-        notes=[
-            "Mean ± sd (n): over runs of all tasks and seeds, over draws (Gaussian matrices, LoRA "
-            "before training) or over pairs of runs of one task (another seed, where n counts pairs "
-            "that share runs). All but the last row pass through W₀⁻¹ = V S⁻¹ U′. Random U or V: "
-            f"singular vectors drawn anew for each layer, S kept; each run is a mean over {ROTATIONS} "
-            "draws. Another layer: a mean over all cyclic shifts of the layers. With random V, any "
-            "adapter has the value of random subspaces; with random U, that of Gaussian A and B if "
-            "i = j = r.",
-        ],
-        text_columns=3,
-    )
-
-
-def section(result: Controls, folder: Path) -> Section:
-    """The answer, the controls, and W0's own part in the details; figures go to `folder`."""
-    title = "Figure 1's controls: is the likeness learned, or is it W₀ itself?"
-    text = [*statement(result.tests), *result.notes]
-    if len(result.values):
-        text.insert(-1 - len(result.notes), inverse_spectrum.statement(result.spectra))
-    if not len(result.values):
-        return Section(title, text, [], [])
-    means = [
-        f"{module} {matrix} {typeset.number(group.off_diagonal.mean(), 3)}"
-        for (module, matrix), group in result.values[result.values.source == TRAINED].groupby(
-            ["module", "matrix"], sort=False
-        )
-    ]
-    controls_ = Picture(
-        draw_controls(result.values, SOURCES, folder),
-        "Mean φ of trained LoRAs and of each control. Trained: " + ", ".join(means),
-        "Mean φ over pairs of two layers: one dot per run, pair of runs or draw; bars are means.",
-    )
-    spectra = Picture(
-        draw_spectra(result.spectra, folder),
-        "Singular values of every W₀ by their place in the order; numbers are in the table.",
-        "Singular values of W₀, smallest first, one line per layer.",
-    )
-    truncation = Picture(
-        draw_truncation(result.spectra, folder),
-        "Mean φ over the number of W₀'s smallest singular directions taken out of conversion "
-        "matrices; numbers are in the table.",
-        "Mean φ ± sd once W₀'s smallest singular directions are taken out.",
-    )
-    return Section(
-        title,
-        [*text, *CHECK_IT],
-        [controls_, table(result), truncation],
-        [
-            table_of_tests(result.tests),
-            table_of_directions(result.spectra),
-            spectra,
-            table_of_spectra(result.spectra),
-        ],
-    )
 
 
 @command("analysis/settings")
 def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
+    # Imported here: these take seconds, and a wrong setting is reported without them.
+    from analysis.maths.conversion_controls import controls
+    from analysis.present import typeset
+    from analysis.present.conversion_controls import section
+    from analysis.present.conversion_origin import RECIPE
+    from analysis.study.stacks import load_stacks
+
     result = controls(load_stacks(study.done), study.settings)
     found = section(result, study.folder / "figures")
     for item in (*found.shown, *found.details):

@@ -1,243 +1,28 @@
-"""Scores and parameters over the rank r, with what the matrices say at each (rank_similarity).
+"""Scores, parameters and similarities of LoRA and CondLoRA over the rank r.
 
-Takes finished runs of any ranks and says which of RANKS have none. Gives test scores against the
-rank and against trainable parameters, LoRA beside CondLoRA.
+Examples:
+    python analysis/rank.py profile=embedded
+    python analysis/rank.py profile=embedded results=/tmp/results
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import matplotlib.pyplot as plt
-import pandas as pd
-from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
-from analysis import rank_similarity
-from analysis.present import typeset
-from analysis.present.figures import COLUMN_WIDTH, METHOD_LINE, label, method_style, save
-from analysis.present.typeset import Picture, Section, Table
-from analysis.stats.significance import summarise
-from analysis.study.rank_selection import by_method, has_rank, load_ranks, method_of, rank_of
-from analysis.study.selection import (
-    REFERENCE,
-    TASKS,
-    Settings,
-    Stack,
-    adapter_order,
-    open_study,
-    task_order,
-)
+from analysis.study.selection import open_study
 from condlora.commands.cli import command
-from condlora.grid.cells import Cell
-
-RANKS = (1, 2, 4, 8, 16, 64)  # those of Hu et al., table 6, and 16
-COMPARED = (REFERENCE, "condlora")
-
-
-@dataclass(frozen=True)
-class RankStudy:
-    """What the table and figures over ranks rest on.
-
-    runs: a row per run with task, method, r, alpha, seed, score_points and parameters.
-    similarity: see `rank_similarity.similarities`. notes: which ranks have no run, what is undefined.
-    """
-
-    runs: pd.DataFrame
-    similarity: pd.DataFrame
-    notes: list[str]
-
-    @property
-    def over_ranks(self) -> pd.DataFrame:
-        """The runs of methods that ran at several ranks."""
-        return self.runs[self.runs.groupby("method").r.transform("nunique") > 1]
-
-
-def by_rank(cells: list[Cell], stacks: list[Stack], settings: Settings) -> RankStudy:
-    """Everything over ranks, from finished runs and their matrices (any ranks, in any order).
-
-    Runs of methods without LoRA's r and alpha are left out.
-    """
-    runs = _runs(cells)
-    similarity, notes = rank_similarity.similarities(by_method(stacks), settings)
-    return RankStudy(runs, similarity, [*_missing(runs), *notes])
-
-
-def _runs(cells: list[Cell]) -> pd.DataFrame:
-    rows = []
-    for cell in filter(has_rank, cells):
-        record = cell.record
-        rows.append(
-            {
-                "task": cell.task,
-                "method": method_of(cell.adapter),
-                "r": rank_of(cell),
-                "alpha": record["recipe"]["adapter"]["config"]["lora_alpha"],
-                "seed": cell.seed,
-                "score_points": 100 * record["test"][record["headline"]],
-                "adapter_parameters": record["parameters"]["adapter"],
-                "trainable_parameters": record["parameters"]["trainable"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _missing(runs: pd.DataFrame) -> list[str]:
-    """Which ranks have no finished run; one sentence where each method has one rank alone."""
-    if (runs.groupby("method").r.nunique() == 1).all():
-        ranks = ", ".join(map(str, sorted(set(runs.r))))
-        return [f"Each method here ran at one rank (r = {ranks}): nothing is said of others."]
-    absent = {m: [r for r in RANKS if r not in set(runs.r[runs.method == m])] for m in COMPARED}
-    named = [f"{label(m)} at r = {', '.join(map(str, rs))}" for m, rs in absent.items() if rs]
-    return [f"Not run: {'; '.join(named)}."] if named else []
-
-
-def table(result: RankStudy) -> Table:
-    """Parameters and scores of both methods at each rank, and their difference paired by seed."""
-    rows = []
-    runs = result.runs[result.runs.method.isin(COMPARED)]
-    for task, r in sorted(set(zip(runs.task, runs.r, strict=True)), key=_task_and_rank):
-        own = runs[(runs.task == task) & (runs.r == r)]
-        wide = own.pivot(index="seed", columns="method", values="score_points")
-        wide = wide.reindex(columns=list(COMPARED))
-        counts = [_parameters(own[own.method == method]) for method in COMPARED]
-        found = [wide[method].dropna() for method in COMPARED]
-        found.append((wide["condlora"] - wide[REFERENCE]).dropna())
-        scores = [typeset.spread(summarise(points), 1) for points in found]
-        rows.append([TASKS.get(task, task), str(r), *counts, *scores])
-    return Table(
-        name="rank",
-        title="Scores and parameters over the rank",
-        header=[
-            "task",
-            "r",
-            "parameters, LoRA",
-            "parameters, CondLoRA",
-            "score, LoRA",
-            "score, CondLoRA",
-            "CondLoRA − LoRA",
-        ],
-        rows=rows,
-        data=result.runs,
-        notes=[
-            "Scores in points on the test examples, mean ± sd over seeds (n); the difference is "
-            "paired by seed. Parameters: trainable, the classification head not counted. alpha is "
-            f"{' / '.join(f'{alpha:g}' for alpha in sorted(set(runs.alpha)))} at all ranks.",
-            *result.notes,
-        ],
-    )
-
-
-def _task_and_rank(key: tuple[str, int]) -> tuple:
-    return *task_order(key[0]), key[1]
-
-
-def _parameters(runs: pd.DataFrame) -> str:
-    counts = sorted(set(runs.adapter_parameters))
-    return " / ".join(f"{count:,}" for count in counts) or typeset.UNDEFINED
-
-
-def draw(result: RankStudy, folder: Path) -> dict[str, Path]:
-    """The figures, into `folder`; name -> png. None where each method has one rank alone."""
-    if result.over_ranks.empty:
-        return {}
-    paths = {"rank": _draw_scores(result, folder)}
-    if len(result.similarity):
-        paths["rank_similarity"] = rank_similarity.draw(result.similarity, folder)
-    return paths
-
-
-def _draw_scores(result: RankStudy, folder: Path) -> Path:
-    """Above: score against r; below: score against parameters. A column for each task."""
-    runs = result.over_ranks
-    ranks, tasks = sorted(set(runs.r)), sorted(set(runs.task), key=task_order)
-    fig, axes = plt.subplots(
-        2,
-        len(tasks),
-        figsize=(max(COLUMN_WIDTH, 2.2 * len(tasks)), 3.6),
-        layout="constrained",
-        sharey="col",
-        squeeze=False,
-    )
-    drawn, methods = [], sorted(set(runs.method), key=adapter_order)
-    for (top, bottom), task in zip(axes.T, tasks, strict=True):
-        own = runs[runs.task == task]
-        for method in methods:
-            points = own[own.method == method].groupby("r", as_index=False)
-            points = points.agg(
-                adapter_parameters=("adapter_parameters", "mean"),
-                mean=("score_points", "mean"),
-                lowest=("score_points", "min"),
-                highest=("score_points", "max"),
-                n=("score_points", "size"),
-            )
-            drawn.append(points.assign(task=task, method=method))
-            style = method_style(method, methods) | {"linestyle": METHOD_LINE.get(method, ":")}
-            _line(top, points.r, points, style)
-            _line(bottom, points.adapter_parameters, points, style)
-        top.set_title(TASKS.get(task, task))
-        top.set_xscale("log", base=2)
-        top.set_xticks(ranks, [str(r) for r in ranks])
-        top.set_xlabel("rank r")
-        bottom.set_xscale("log")
-        for ax in (top, bottom):
-            ax.minorticks_off()
-            ax.grid(axis="y", color="0.9", linewidth=0.5)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("test score, points")
-    fig.supxlabel("trainable parameters, head not counted", fontsize=9)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=7)  # fmt: skip
-    return save(fig, folder / "rank", pd.concat(drawn))[0]
-
-
-def _line(ax: Axes, x: pd.Series, points: pd.DataFrame, style: dict[str, str]) -> None:
-    ax.errorbar(
-        x,
-        points["mean"],
-        yerr=[points["mean"] - points.lowest, points.highest - points["mean"]],
-        linewidth=1,
-        markersize=4,
-        capsize=2,
-        elinewidth=0.7,
-        **style,
-    )
-
-
-def section(result: RankStudy, folder: Path) -> Section:
-    """Scores, similarities and parameters over the rank; figures go to `folder`."""
-    title = "Does the rank matter?"
-    paths = draw(result, folder)
-    if not paths:
-        return Section(title, result.notes, [], [rank_similarity.table(result.similarity)])
-    shown = [Picture(paths["rank"], _alt(result), _CAPTION), table(result)]
-    details = [rank_similarity.table(result.similarity)]
-    if "rank_similarity" in paths:
-        picture = rank_similarity.picture(result.similarity, paths["rank_similarity"])
-        details.insert(0, picture)
-    text = [*rank_similarity.statements(result.similarity), *result.notes]
-    return Section(title, text, shown, details)
-
-
-_CAPTION = (
-    "Test score against the rank (above) and against trainable parameters (below): mean over "
-    "seeds, bars from the lowest to the highest seed where there are several."
-)
-
-
-def _alt(result: RankStudy) -> str:
-    means = result.runs.groupby(["task", "method", "r"]).score_points.mean()
-    listed = (
-        f"{TASKS.get(task, task)}, {label(method)}, r = {r}: {typeset.number(points, 1)}"
-        for (task, method, r), points in means.items()
-    )
-    return f"Test scores against the rank. Means in points: {'; '.join(listed)}."
 
 
 @command("analysis/settings")
 def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
+    # Imported here: these take seconds, and a wrong setting is reported without them.
+    from analysis.present import rank_similarity, typeset
+    from analysis.present.rank import draw, table
+    from analysis.study.rank_runs import by_rank
+    from analysis.study.rank_selection import load_ranks
+
     result = by_rank(study.done, load_ranks(study.done), study.settings)
-    for table_ in (table(result), rank_similarity.table(result.similarity)):
-        typeset.write(table_, study.folder / "tables")
+    for item in (table(result), rank_similarity.table(result.similarity)):
+        typeset.write(item, study.folder / "tables")
     for path in draw(result, study.folder / "figures").values():
         print(f"Rank: {path}")
     print(f"Rank: {study.folder / 'tables' / 'rank.md'}")

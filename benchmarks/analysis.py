@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from analysis import (
+from analysis.maths import (
     adapter_similarity,
     amplification,
     conversion_controls,
@@ -19,9 +19,10 @@ from analysis import (
     linear_map,
     lora_subspace,
     positions,
+    subspace,
 )
-from analysis.maths import subspace
-from analysis.study.selection import Settings, Stack
+from analysis.study.selection import Settings
+from analysis.study.stacks import Stack
 from condlora.grid.cells import Cell
 
 KINDS = ("query", "value")
@@ -64,7 +65,7 @@ def controls(cfg: DictConfig) -> dict[str, float]:
     ):
         started = time.perf_counter()
         function(stacks, settings)
-        name = f"{function.__module__.removeprefix('analysis.')}_seconds"
+        name = f"{function.__module__.removeprefix('analysis.maths.')}_seconds"
         seconds[name] = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return seconds | {"wall_seconds": sum(seconds.values()), "memory_mib": peak}

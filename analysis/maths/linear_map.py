@@ -19,14 +19,36 @@ of twelve), and the share explained is phi between the spans of M_l T and X_l (i
 and r / d by chance.
 """
 
+from dataclasses import dataclass
+
+import pandas as pd
 import torch
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.study.names import REFERENCE
+from analysis.study.selection import Settings
+from analysis.study.stacks import Stack
 
+TRAINED, OTHER_LAYER, RANDOM = "trained", "other_layer_W0", "random_W0"
+SHARED, GAUSSIAN = "no_W0", "gaussian_A_B"
 FOLDS = 6
+GAUSSIAN_DRAWS = 24  # each is fitted once per fold; its value is already a mean over layers
 # Keeps the constraint positive definite where a few layers leave directions that no M_l reaches.
 RIDGE = 1e-10
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """How much of LoRA's A and B one linear map of W0 explains.
+
+    values: a row per module, form, source, task and run or draw (`run_or_draw`), each the mean over layers:
+    `fitted` (phi of the map fitted on all layers), `left_out` (phi of the layer left out), `energy`
+    (the share of the squared norm of A or B in the same span). chance: (module, form) -> r / d.
+    """
+
+    values: pd.DataFrame
+    chance: dict[tuple[str, str], float]
 
 
 def explained(M: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,3 +95,43 @@ def _best_map(gram: Tensor, inside: Tensor) -> Tensor:
     U = Y @ torch.linalg.eigh(Y.mT @ Y).eigenvectors[..., -r:].flip(-1)
     T = torch.linalg.solve_triangular(C.mT, U.movedim(0, 1).reshape(p, n * r), upper=True)
     return T.reshape(p, n, r).movedim(1, 0)
+
+
+def linear_maps(stacks: list[Stack], settings: Settings) -> LinearMap:
+    """Every LoRA stack of two layers or more, each form that its W0's shape allows, and the nulls."""
+    rows, chance = [], {}
+    for stack in (s for s in stacks if s.adapter == REFERENCE and len(s.layers) > 1):
+        generator = settings.generator()
+        for form, M, X in _problems(stack):
+            n, r = len(X), X.shape[-1]
+            chance[stack.module, form] = subspace.expected_random_phi(r, r, X.shape[-2])
+            runs = [(cell.task, f"seed {cell.seed}") for cell in stack.cells]
+            drawn = subspace.gaussian((GAUSSIAN_DRAWS, *X.shape[1:]), generator)
+            # Each X with the M of the layer half the depth away: as other runs of the same M.
+            moved = X.double().roll(len(M) // 2, dims=1)
+            scores = _means(M, torch.cat([X.double(), moved, drawn]))
+            named = [
+                (TRAINED, runs, scores[:n]),
+                (OTHER_LAYER, runs, scores[n : 2 * n]),
+                (RANDOM, runs, _means(subspace.gaussian(M.shape, generator), X)),
+                (SHARED, runs, _means(torch.eye(X.shape[-2]).expand(len(M), -1, -1), X)),
+                (GAUSSIAN, [("", f"draw {k}") for k in range(GAUSSIAN_DRAWS)], scores[2 * n :]),
+            ]  # fmt: skip
+            for source, names, numbers in named:
+                for (task, name), row in zip(names, numbers.tolist(), strict=True):
+                    rows.append([stack.module, form, source, task, name, *row])
+    columns = ["module", "form", "source", "task", "run_or_draw", "fitted", "left_out", "energy"]
+    values = pd.DataFrame(rows, columns=columns)
+    return LinearMap(values, chance)
+
+
+def _problems(stack: Stack) -> list[tuple[str, Tensor, Tensor]]:
+    """(form, M (L, d, p), X (n, L, d, r)); the code's A = theta W' needs a square W."""
+    forms = [("A_consistent", stack.W.mT, stack.A.mT), ("B", stack.W, stack.B)]
+    if stack.W.shape[-2] == stack.W.shape[-1]:
+        forms.insert(0, ("A_code", stack.W, stack.A.mT))
+    return forms
+
+
+def _means(M: Tensor, X: Tensor) -> Tensor:
+    return torch.stack(explained(M, X), dim=-1).mean(dim=1)

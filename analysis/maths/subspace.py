@@ -102,9 +102,9 @@ def conversion_matrices(
         torch.stack, zip(*map(torch.linalg.lu_factor_ex, W.double()), strict=True)
     )
     _check_invertible(LU, info, layers)
-    columns = _beside(torch.cat([A.double().mT, B.double()], dim=-1))
+    columns = _as_columns(torch.cat([A.double().mT, B.double()], dim=-1))
     r = A.shape[-2]
-    solved = _apart(
+    solved = _from_columns(
         torch.stack(list(map(torch.linalg.lu_solve, LU, pivots, columns))), A.shape[:-3], 2 * r
     )
     return solved[..., :r], solved[..., r:]
@@ -112,12 +112,12 @@ def conversion_matrices(
 
 def _least_squares(W: Tensor, X: Tensor, layers: Sequence[int]) -> Tensor:
     """The solution of smallest norm of W Y = X; W (L, n, m), X (..., L, n, r), Y (..., L, m, r)."""
-    columns = _beside(X.double())
+    columns = _as_columns(X.double())
     _raise_not_invertible(~W.isfinite().all(dim=-1).all(dim=-1), layers)
     # Pivoted QR: it finds the rank at the cost of a factorisation.
     found = torch.linalg.lstsq(W.double(), columns, driver="gelsy")
     _raise_not_invertible(found.rank < min(W.shape[-2:]), layers)
-    return _apart(found.solution, X.shape[:-3], X.shape[-1])
+    return _from_columns(found.solution, X.shape[:-3], X.shape[-1])
 
 
 def in_each_layer(M: Tensor, X: Tensor) -> Tensor:
@@ -125,17 +125,17 @@ def in_each_layer(M: Tensor, X: Tensor) -> Tensor:
 
     One product per layer for all runs: broadcasting would copy M for each of them.
     """
-    return _apart(M.double() @ _beside(X.double()), X.shape[:-3], X.shape[-1])
+    return _from_columns(M.double() @ _as_columns(X.double()), X.shape[:-3], X.shape[-1])
 
 
-def _beside(X: Tensor) -> Tensor:
-    """(..., L, n, r) as (L, n, columns): the right-hand sides of all runs beside each other."""
+def _as_columns(X: Tensor) -> Tensor:
+    """(..., L, n, r) as (L, n, columns): the right-hand sides of all runs side by side."""
     L, n, r = X.shape[-3:]
     return X.reshape(-1, L, n, r).permute(1, 2, 0, 3).reshape(L, n, -1)
 
 
-def _apart(columns: Tensor, lead: Sequence[int], r: int) -> Tensor:
-    """Undoes `_beside`: (L, n, columns) as (*lead, L, n, r)."""
+def _from_columns(columns: Tensor, lead: Sequence[int], r: int) -> Tensor:
+    """Undoes `_as_columns`: (L, n, columns) as (*lead, L, n, r)."""
     L, n = columns.shape[:2]
     return columns.reshape(L, n, -1, r).permute(2, 0, 1, 3).reshape(*lead, L, n, r)
 

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.conversion_similarity import CONTROL, TRAINED
-from analysis.maths.inverse_spectrum import COUNTS, LABEL, Spectra
+from analysis.maths.conversion_similarity import CONTROL, TRAINED
+from analysis.maths.inverse_spectrum import COUNTS, Spectra
 from analysis.present.figures import COLOURS, METHOD_STYLE, save
+from analysis.present.inverse_spectrum import LABEL
 
 STYLE = {
     TRAINED: {"color": METHOD_STYLE["lora"]["color"], "marker": "o", "markersize": 4},

@@ -1,7 +1,5 @@
 """The one place that sets the plotting style; figures are byte-equal when drawn again."""
 
-import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from analysis.present.typeset import CSV_FORMAT
-from condlora.paths import CONFIGS
+from analysis.study.names import METHOD_NAMES, label
 
 plt.rcParams.update(
     {
@@ -38,28 +35,14 @@ plt.rcParams.update(
 COLOURS = "cividis"
 # Colour, marker and name of a method, the same in every figure and table (colours: Okabe and Ito).
 METHOD_STYLE = {
-    "lora": {"color": "#0072B2", "marker": "o", "label": "LoRA"},
-    "condlora": {"color": "#D55E00", "marker": "s", "label": "CondLoRA"},
+    "lora": {"color": "#0072B2", "marker": "o", "label": METHOD_NAMES["lora"]},
+    "condlora": {"color": "#D55E00", "marker": "s", "label": METHOD_NAMES["condlora"]},
 }
-
 # Of methods that are not the paper's, in the order in which a figure lists them.
 OTHER_STYLES = [("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X")]  # fmt: skip
-
 # Beside colour and marker, so that lines differ in grey as well.
 METHOD_LINE = {"lora": "-", "condlora": "--"}
 COLUMN_WIDTH = 3.3  # inches: one column of a two-column page
-
-
-@functools.cache
-def label(adapter: str) -> str:
-    """The name a method goes by: the title in its configuration, else the configuration's name; a rank behind it."""
-    if adapter in METHOD_STYLE:
-        return METHOD_STYLE[adapter]["label"]
-    path = CONFIGS / "adapter" / f"{adapter}.yaml"
-    if path.is_file():
-        return yaml.safe_load(path.read_text(encoding="utf-8")).get("title", adapter)
-    ranked = re.fullmatch(r"(.+)_r(\d+)", adapter)
-    return f"{label(ranked[1])}, r = {ranked[2]}" if ranked else adapter
 
 
 def method_style(method: str, listed: Sequence[str]) -> dict[str, str]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from analysis.present.figures import COLUMN_WIDTH, count_map, label, round_up, save
-from analysis.study.selection import MATRIX_LABEL
-
-if TYPE_CHECKING:
-    from analysis.lora_subspace import Comparison
+from analysis.maths.lora_subspace import Comparison
+from analysis.present.figures import COLUMN_WIDTH, count_map, round_up, save
+from analysis.study.names import MATRIX_LABEL, label
 
 
 def draw(comparisons: Sequence[Comparison], stem: Path) -> Path:

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.present.figures import METHOD_STYLE, label, method_style
-from analysis.study.selection import adapter_order
+from analysis.present.figures import METHOD_STYLE, method_style
+from analysis.study.names import adapter_order, label
 
 FEW_METHODS = 3  # more have a row each
 TICKS = (0, 5, 10, 20, 50)  # points, both ways; the scale is a logarithm beyond the first

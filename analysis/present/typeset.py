@@ -1,18 +1,14 @@
 """What the report is made of: tables as csv, md and tex, pictures and sections.
 
-Numbers become text here and nowhere else.
+Thresholds become text here and nowhere else.
 """
 
 import base64
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from analysis.stats.significance import Summary
-
-UNDEFINED = "–"
 # Enough digits for any use, few enough that the last bits of a sum do not change the file.
 CSV_FORMAT = "%.9g"
 _TEX = {
@@ -60,35 +56,6 @@ class Section:
     text: list[str]
     shown: list[Table | Picture]
     details: list[Table | Picture]
-
-
-def number(value: float | None, digits: int) -> str:
-    """`value` with a true minus sign and no negative zero; a dash where it is None or NaN."""
-    if value is None or math.isnan(value):
-        return UNDEFINED
-    text = f"{value:,.{digits}f}"
-    is_zero = not any(c in "123456789" for c in text)
-    return text.lstrip("-") if is_zero else text.replace("-", "−")
-
-
-def spread(summary: Summary, digits: int, *, with_n: bool = True) -> str:
-    """ "mean ± sd (n)", with dashes for what is undefined; a dash alone where there is no value."""
-    if not summary.n:
-        return UNDEFINED
-    text = f"{number(summary.mean, digits)} ± {number(summary.sd, digits)}"
-    return f"{text} ({summary.n})" if with_n else text
-
-
-def interval(low: float, high: float, digits: int) -> str:
-    """ "[low, high]", a dash where either end is undefined."""
-    if math.isnan(low) or math.isnan(high):
-        return UNDEFINED
-    return f"[{number(low, digits)}, {number(high, digits)}]"
-
-
-def p_value(p: float) -> str:
-    """Three decimals, never zero; a dash where undefined."""
-    return "< 0.001" if p < 0.001 else number(p, 3)
 
 
 def write(table: Table, folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""The decision rules of results/paper/claims.yaml: from numbers to verdicts.
+"""The decision rules of results/paper/claims.yaml: from thresholds to verdicts.
 
 A rule takes the values of one or several parts of a claim and gives each a verdict with what it rests
-on; `combine` makes them the claim's. The numbers of the rules, levels and margins, stand in the file.
+on; `combine` makes them the claim's. The thresholds of the rules, levels and margins, stand in the file.
 """
 
 import math
@@ -23,7 +23,7 @@ from analysis.stats.significance import (
     summarise,
     t_interval,
 )
-from analysis.study.selection import published
+from analysis.study.paper import published
 
 HOLDS, FAILS, INCONCLUSIVE, NOT_RUN = "holds", "does not hold", "inconclusive", "not run"
 # The order in which a report tells them.
@@ -31,8 +31,8 @@ VERDICTS = [FAILS, INCONCLUSIVE, HOLDS, NOT_RUN]
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers of the rules; see the file for what each is."""
+class Thresholds:
+    """The thresholds of the rules; see the file for what each is."""
 
     alpha: float
     confidence: float
@@ -67,16 +67,16 @@ class Part:
     needs: int | None = None
 
 
-def load_rules(margin_points: float | None = None) -> tuple[Numbers, dict[str, dict[str, Any]]]:
-    """The numbers and the claims of claims.yaml, key -> its fields; texts hold the numbers.
+def load_rules(margin_points: float | None = None) -> tuple[Thresholds, dict[str, dict[str, Any]]]:
+    """The thresholds and the claims of claims.yaml, key -> its fields; texts hold the thresholds.
 
     margin_points: another margin of equality than the file's.
     """
     rules = published("claims")
-    numbers = Numbers(**rules["numbers"])
+    thresholds = Thresholds(**rules["numbers"])
     if margin_points is not None:
-        numbers = replace(numbers, margin_points=margin_points)
-    values = vars(numbers)
+        thresholds = replace(thresholds, margin_points=margin_points)
+    values = vars(thresholds)
     claims = {
         key: {
             name: text.format(**values) if isinstance(text, str) else text
@@ -84,7 +84,7 @@ def load_rules(margin_points: float | None = None) -> tuple[Numbers, dict[str, d
         }
         for key, fields in rules["claims"].items()
     }
-    return numbers, claims
+    return thresholds, claims
 
 
 def verdict(p_holds: float, p_fails: float, alpha: float, n: int) -> str:
@@ -95,7 +95,7 @@ def verdict(p_holds: float, p_fails: float, alpha: float, n: int) -> str:
 
 
 def above_null(
-    samples: Mapping[str, tuple[np.ndarray, np.ndarray]], numbers: Numbers
+    samples: Mapping[str, tuple[np.ndarray, np.ndarray]], thresholds: Thresholds
 ) -> list[Part]:
     """Whether the mean of values (n,) exceeds what single draws of a null (draws,) give.
 
@@ -105,33 +105,38 @@ def above_null(
     """
     p_fails, limits = [], []
     for values, draws in samples.values():
-        limits.append(float(np.quantile(draws, 1 - numbers.alpha)) if len(draws) else math.nan)
+        limits.append(float(np.quantile(draws, 1 - thresholds.alpha)) if len(draws) else math.nan)
         p_fails.append(p_mean_above(-np.asarray(values), -limits[-1]))
     parts = []
     for (name, (values, draws)), limit, p in zip(
         samples.items(), limits, holm(p_fails), strict=True
     ):
         found = summarise(values)
-        part = _against(limit, name, values, empirical_p(found.mean, draws), p, numbers)
+        part = _against(limit, name, values, empirical_p(found.mean, draws), p, thresholds)
         parts.append(replace(part, null=summarise(draws).mean))
     return parts
 
 
 def _against(
-    limit: float, name: str, values: np.ndarray, p_holds: float, p_fails: float, numbers: Numbers
+    limit: float,
+    name: str,
+    values: np.ndarray,
+    p_holds: float,
+    p_fails: float,
+    thresholds: Thresholds,
 ) -> Part:
     """The part of a claim that the mean of `values` lies above `limit`, from its two p values."""
     found = summarise(values)
-    decided = verdict(p_holds, p_fails, numbers.alpha, found.n)
+    decided = verdict(p_holds, p_fails, thresholds.alpha, found.n)
     needs = None
     if decided == INCONCLUSIVE:
         gap = found.mean - limit
-        needs = runs_to_tell(found.sd, gap, alpha=numbers.alpha, power=numbers.power)
+        needs = runs_to_tell(found.sd, gap, alpha=thresholds.alpha, power=thresholds.power)
     return Part(
         name,
         decided,
         found.mean,
-        t_interval(values, numbers.confidence),
+        t_interval(values, thresholds.confidence),
         found.n,
         limit=limit,
         p_holds=p_holds,
@@ -140,41 +145,47 @@ def _against(
     )
 
 
-def runs_to_settle_equality(found: Summary, tests: int, numbers: Numbers) -> int | None:
+def runs_to_settle_equality(found: Summary, tests: int, thresholds: Thresholds) -> int | None:
     """How many pairs would show that two scores are equal, or that they are not.
 
     Equality if their true difference were 0, where the mean found lies within the margin; else that
     it is beyond the margin, if it were as found. `tests` is the size of the family: its level is
     that of the strictest step of Holm's correction.
     """
-    alpha, margin, power = numbers.alpha / max(tests, 1), numbers.margin_points, numbers.power
+    alpha, margin, power = (
+        thresholds.alpha / max(tests, 1),
+        thresholds.margin_points,
+        thresholds.power,
+    )
     if abs(found.mean) <= margin:
         return runs_for_equivalence(found.sd, margin, alpha=alpha, power=power)
     return runs_to_tell(found.sd, abs(found.mean) - margin, alpha=alpha / 2, power=power)
 
 
-def above_limit(samples: Mapping[str, np.ndarray], limit: float, numbers: Numbers) -> list[Part]:
+def above_limit(
+    samples: Mapping[str, np.ndarray], limit: float, thresholds: Thresholds
+) -> list[Part]:
     """Whether the mean of each part's values (n,) lies above `limit`: one-sided t tests.
 
     That it lies below is Holm-adjusted over the parts, as one such part decides.
     """
     p_fails = holm([p_mean_above(-np.asarray(x), -limit) for x in samples.values()])
     return [
-        _against(limit, name, values, p_mean_above(values, limit), p, numbers)
+        _against(limit, name, values, p_mean_above(values, limit), p, thresholds)
         for (name, values), p in zip(samples.items(), p_fails, strict=True)
     ]
 
 
-def not_lower(name: str, ratios: np.ndarray, numbers: Numbers) -> Part:
+def not_lower(name: str, ratios: np.ndarray, thresholds: Thresholds) -> Part:
     """Whether the geometric mean of ratios (n,) lies above 1 less the margin of speed."""
-    logarithms, limit = np.log(np.asarray(ratios, dtype=np.float64)), 1 - numbers.speed_margin
-    part = above_limit({name: logarithms}, math.log(limit), numbers)[0]
+    logarithms, limit = np.log(np.asarray(ratios, dtype=np.float64)), 1 - thresholds.speed_margin
+    part = above_limit({name: logarithms}, math.log(limit), thresholds)[0]
     interval = Interval(*map(math.exp, part.interval))
     return replace(part, estimate=math.exp(part.estimate), interval=interval, null=1.0, limit=limit)
 
 
 def exact(name: str, is_so: bool | None, estimate: float, n: int, limit: float) -> Part:
-    """A part that arithmetic decides; `is_so` is None where the numbers are not there."""
+    """A part that arithmetic decides; `is_so` is None where the thresholds are not there."""
     decided = NOT_RUN if is_so is None else HOLDS if is_so else FAILS
     return Part(name, decided, estimate, n=n, limit=limit)
 

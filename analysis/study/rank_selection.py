@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from analysis.study.selection import Stack, load_stacks
+from analysis.study.stacks import Stack, load_stacks
 from condlora.errors import NoFinishedRuns
 from condlora.grid.cells import Cell
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.equivalence import Examples
-from analysis.study.selection import TASKS, Settings, Study
+from analysis.study.examples import Examples
+from analysis.study.names import TASKS
+from analysis.study.selection import Settings, Study
 from condlora.grid.cells import Cell
 
 LAYERS, WIDTH, RANK = 6, 32, 4
@@ -201,5 +202,5 @@ def study(settings, load, tmp_path_factory) -> Iterator[Study]:
             "condlora.models.adapters.load_factors",
             lambda folder: {"value": load(folder)["value"]},
         )
-        patch.setattr("analysis.equivalence.load_examples", planted_examples)
+        patch.setattr("analysis.stats.claims.load_examples", planted_examples)
         yield Study("fake", make_grid(), tmp_path_factory.mktemp("results") / "fake", settings)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from analysis.study.selection import Stack
+from analysis.study.stacks import Stack
 from condlora.grid.cells import Cell
 from tests.analysis.conftest import make_cell
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import amplification
-from analysis.amplification import GAUSSIAN_MAPS
-from analysis.maths import subspace
+from analysis.maths import amplification, subspace
+from analysis.maths.amplification import GAUSSIAN_MAPS
+from analysis.present import amplification as present_amplification
 from tests.analysis.planted import LAYERS, WIDTH, gaussian, ranked_cell, stack
 
 
@@ -109,7 +109,7 @@ def test_an_update_of_nothing_has_no_factor_and_no_direction(by_hand, settings):
     found = amplification.amplify([replace(by_hand, B=0 * by_hand.B)], settings)
     assert (found.values.norm_delta_W == 0).all()
     assert found.values[["within_delta_W", "amplification", "first_tenth"]].isna().all().all()
-    assert "–" in amplification.table(found).rows[0]
+    assert "–" in present_amplification.table(found).rows[0]
 
 
 def test_condlora_has_random_maps_beside_it_and_lora_has_not(stacks, settings):
@@ -137,18 +137,18 @@ def test_the_factor_of_a_table_is_the_quotient_of_means_over_layers(stacks, sett
     v = found.values[(found.values.method == "lora") & (found.values.r == 8)]
     means = v.groupby("seed")[["norm_delta_W", "within_delta_W"]].mean()
     factor = (means.norm_delta_W / means.within_delta_W).mean()
-    table = amplification.table(found)
+    table = present_amplification.table(found)
     row = next(row for row in table.rows if row[1] == "LoRA")
     assert row[2:4] == ["8", "2"] and row[9].startswith(f"{factor:.3f} ± ")
     assert set(table.data.r) == {8}
-    assert len(amplification.table_by_rank(found).rows) == 6
-    assert len(amplification.table_by_layer(found).rows) == 4
+    assert len(present_amplification.table_by_rank(found).rows) == 6
+    assert len(present_amplification.table_by_layer(found).rows) == 4
 
 
 def test_figure_is_byte_equal_on_repeat_and_its_csv_says_what_is_drawn(stacks, settings, tmp_path):
     found = amplification.amplify(stacks, settings)
-    first = amplification.draw(found, tmp_path / "first")
-    amplification.draw(found, tmp_path / "second")
+    first = present_amplification.draw(found, tmp_path / "first")
+    present_amplification.draw(found, tmp_path / "second")
     for path in first.parent.iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
     lines = first.with_suffix(".csv").read_text().splitlines()
@@ -157,10 +157,10 @@ def test_figure_is_byte_equal_on_repeat_and_its_csv_says_what_is_drawn(stacks, s
 
 
 def test_section_says_each_method_in_a_sentence(stacks, settings, tmp_path):
-    section = amplification.section(amplification.amplify(stacks, settings), tmp_path)
+    section = present_amplification.section(amplification.amplify(stacks, settings), tmp_path)
     starts = [line.split(",")[0] for line in section.text]
     assert starts == ["LoRA", "CondLoRA", "Gaussian maps"]
     assert [type(item).__name__ for item in section.shown] == ["Table", "Picture"]
     one_rank = [s for s in stacks if s.A.shape[2] == 8]
-    section = amplification.section(amplification.amplify(one_rank, settings), tmp_path)
+    section = present_amplification.section(amplification.amplify(one_rank, settings), tmp_path)
     assert [table.name for table in section.details] == ["amplification_by_layer"]

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import adapter_similarity, claims, efficiency, equivalence, glue_scores, linear_map
-from analysis.stats import rules
+from analysis.maths import adapter_similarity, linear_map
+from analysis.present import claims as present_claims
+from analysis.stats import claims, evidence, rules
+from analysis.stats import equivalence as stats_equivalence
+from analysis.stats.evidence import COMPUTATIONS, Findings
 from analysis.stats.rules import (
     FAILS,
     HOLDS,
@@ -23,9 +26,10 @@ from analysis.stats.rules import (
     not_lower,
 )
 from analysis.stats.significance import holm, paired_test, runs_for_equivalence
-from analysis.study import evidence
-from analysis.study.evidence import COMPUTATIONS, Findings
-from analysis.study.selection import TASKS, Settings, Study, finished, load_stacks
+from analysis.study import costs, scores
+from analysis.study.names import TASKS
+from analysis.study.selection import Settings, Study, finished
+from analysis.study.stacks import load_stacks
 
 NUMBERS, STATED = load_rules()
 CONVERSION = [key for key in STATED if key.startswith(("conversion", "deep"))]
@@ -34,14 +38,14 @@ CONVERSION = [key for key in STATED if key.startswith(("conversion", "deep"))]
 @pytest.fixture
 def world(tmp_path, monkeypatch, settings, examples):
     """world(cells, load): the claims by key."""
-    monkeypatch.setattr("analysis.equivalence.load_examples", examples)
+    monkeypatch.setattr("analysis.stats.claims.load_examples", examples)
 
     def evaluate(cells, load, settings=settings, margin_points=None):
         monkeypatch.setattr("condlora.models.adapters.load_factors", load)
         study = Study("fake", cells, tmp_path, settings)
-        numbers, stated = load_rules(margin_points)
+        thresholds, stated = load_rules(margin_points)
         found = claims.evaluate(
-            claims.collect(study, load_stacks(study.done), numbers), numbers, stated
+            claims.collect(study, load_stacks(study.done), thresholds), thresholds, stated
         )
         return {claim.key: claim for claim in found}
 
@@ -53,14 +57,14 @@ def scored(examples):
     """scored(cells): as world, but only the claims that need no matrices."""
 
     def evaluate(cells, margin_points=None):
-        numbers, stated = load_rules(margin_points)
-        numbers = replace(numbers, resamples=50)
+        thresholds, stated = load_rules(margin_points)
+        thresholds = replace(thresholds, resamples=50)
         cells = finished(cells)
-        runs = glue_scores.scores(cells)
-        gaps = equivalence.compare(runs, examples(cells), numbers, seed=0)
-        findings = Findings(runs, gaps, efficiency.costs(cells), None, None, None)
+        runs = scores.scores(cells)
+        gaps = stats_equivalence.compare(runs, examples(cells), thresholds, seed=0)
+        findings = Findings(runs, gaps, costs.costs(cells), None, None, None)
         keys = [key for key in stated if STATED[key]["place"] in ("Table 2", "Table 4")]
-        found = claims.evaluate(findings, numbers, {key: stated[key] for key in keys})
+        found = claims.evaluate(findings, thresholds, {key: stated[key] for key in keys})
         return {claim.key: claim for claim in found}
 
     return evaluate
@@ -110,8 +114,8 @@ def test_every_claim_states_what_a_reader_needs():
 
 def test_a_rule_names_the_number_it_uses():
     assert NUMBERS.margin_points == 1 and "margin: 1," in STATED["equal_each_task"]["statement"]
-    numbers, stated = load_rules(0.25)
-    assert numbers.margin_points == 0.25
+    thresholds, stated = load_rules(0.25)
+    assert thresholds.margin_points == 0.25
     assert "margin: 0.25," in stated["equal_each_task"]["statement"]
     assert "margin of 0.25 (points)" in stated["equal_on_average"]["test"]
 
@@ -318,7 +322,7 @@ def test_product_has_the_left_space_of_b(paired, settings, monkeypatch):
     assert left_space(paired, settings) == HOLDS
     fewer = Settings(i=2, j=2, baseline_seed=0, baseline_draws=5)
     assert left_space(paired, fewer) == NOT_RUN  # true of all r vectors alone
-    monkeypatch.setattr("analysis.adapter_similarity.largest_difference", lambda *_: 0.01)
+    monkeypatch.setattr("analysis.maths.adapter_similarity.largest_difference", lambda *_: 0.01)
     assert left_space(paired, settings) == FAILS
 
 
@@ -462,7 +466,7 @@ def test_eight_noisy_tasks(gap, verdict):
 
 def test_the_file_of_claims_is_json_without_nan(scored, grid, tmp_path):
     found = list(scored(grid).values())
-    path = claims.write(found, tmp_path / "claims.json")
+    path = present_claims.write(found, tmp_path / "claims.json")
     read = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert [claim["key"] for claim in read] == [claim.key for claim in found]
     equal = next(claim for claim in read if claim["key"] == "equal_each_task")
@@ -484,8 +488,8 @@ def test_a_claim_shows_its_estimate_interval_and_limits(scored, cell):
 
 def test_tables_tell_failures_first_and_every_part(scored, grid):
     found = list(scored(grid).values())
-    verdicts = [row[0] for row in claims.table(found).rows]
+    verdicts = [row[0] for row in present_claims.table(found).rows]
     assert verdicts == sorted(verdicts, key=rules.VERDICTS.index) and verdicts[0] == FAILS
-    parts = claims.table_of_parts(found)
+    parts = present_claims.table_of_parts(found)
     assert len(parts.rows) == sum(len(claim.parts) for claim in found) == len(parts.data)
     assert {"claim", "estimate", "low", "high", "p_holds", "p_fails", "n"} <= set(parts.data)

@@ -9,22 +9,25 @@ import pytest
 import torch
 from scipy import stats
 
-from analysis import conversion_controls, conversion_origin
-from analysis import conversion_similarity as figure1
-from analysis.conversion_controls import (
+from analysis.maths import conversion_controls, conversion_similarity, subspace
+from analysis.maths.conversion_controls import (
     BOTH_RANDOM,
+    FLAT,
     OTHER_LAYER,
     OTHER_SEED,
-    SOURCES,
     U_RANDOM,
     UNTRAINED,
     V_RANDOM,
 )
-from analysis.conversion_origin import FLAT, FROM_W0, LEARNED, MOSTLY_W0, NOTHING, UNDECIDED
-from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.maths import subspace
+from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
+from analysis.present import conversion_controls as present_conversion_controls
 from analysis.present import conversion_figures
-from analysis.study.selection import Settings, Stack
+from analysis.present import conversion_origin as present_conversion_origin
+from analysis.present.conversion_controls import SOURCES
+from analysis.present.conversion_origin import FROM_W0, LEARNED, MOSTLY_W0, NOTHING, UNDECIDED
+from analysis.stats import rank_tests
+from analysis.study.selection import Settings
+from analysis.study.stacks import Stack
 
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=40)
 L, d, r, RUNS = 6, 32, 4, 3
@@ -90,7 +93,7 @@ def mean_phi(layers, others=None):
 
 def test_trained_and_gaussian_values_are_those_of_figure_1(result, weights, factors):
     """By singular vectors here, by an LU factorisation there."""
-    other = figure1.figure1([stack_of(weights, *factors)], SETTINGS).values
+    other = conversion_similarity.figure1([stack_of(weights, *factors)], SETTINGS).values
     for matrix in ("A", "B"):
         for source in (TRAINED, GAUSSIAN, CONTROL):
             for pairs in ("off_diagonal", "deep", "shallow"):
@@ -117,7 +120,7 @@ def test_another_seed_is_compared_layer_by_layer_with_the_first(result, weights,
     expected = [mean_phi(runs[a], runs[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
     np.testing.assert_allclose(means(result, "B", OTHER_SEED), expected)
     v = result.values
-    assert v.of[v.source == OTHER_SEED].iloc[0] == "seed 0, seed 1"
+    assert v.run_or_draw[v.source == OTHER_SEED].iloc[0] == "seed 0, seed 1"
 
 
 def test_pairs_of_seeds_are_of_one_task(weights, factors):
@@ -154,7 +157,7 @@ def test_before_training_only_a_has_conversion_matrices(result):
     assert len(before) == 40 and not np.array_equal(before, control)
     assert before.mean() == pytest.approx(control.mean(), abs=0.01)
     assert len(means(result, "B", UNTRAINED)) == 0
-    rows = {tuple(row[1:3]): row[3] for row in conversion_controls.table(result).rows}
+    rows = {tuple(row[1:3]): row[3] for row in present_conversion_controls.table(result).rows}
     assert rows["B", SOURCES[UNTRAINED]] == "undefined: B = 0"
 
 
@@ -179,7 +182,8 @@ def test_rotation_keeps_lengths_and_angles_and_is_uniform():
 
 def verdict(W, A, B, settings=SETTINGS):
     result = conversion_controls.controls([stack_of(W, A, B)], settings)
-    return conversion_origin.verdict(result.tests), conversion_origin.statement(result.tests)
+    tests = rank_tests.conversion_tests(result.values)
+    return present_conversion_origin.verdict(tests), present_conversion_origin.statement(tests)
 
 
 def test_likeness_by_w0_alone_is_called_so(shared_weights, factors):
@@ -215,9 +219,9 @@ def test_one_run_and_few_draws_cannot_tell(weights):
     settings = Settings(i=None, j=None, baseline_seed=0, baseline_draws=20)
     found, sentences = verdict(weights, A[:1], B[:1], settings)
     assert found == UNDECIDED and "cannot be told" in sentences[0]
-    none = conversion_controls.controls([], settings).tests
-    assert conversion_origin.verdict(none) == UNDECIDED
-    assert conversion_origin.statement(none)[0].startswith("No conversion matrices")
+    none = rank_tests.conversion_tests(conversion_controls.controls([], settings).values)
+    assert present_conversion_origin.verdict(none) == UNDECIDED
+    assert present_conversion_origin.statement(none)[0].startswith("No conversion matrices")
 
 
 def test_less_alike_than_the_control_is_said(shared_weights):
@@ -233,13 +237,15 @@ def test_p_values_by_hand():
     """One run above 9 of 9 draws, then below all: p = 1 / 10 on its side and 1 on the other."""
     pairs = {"off_diagonal": 1.0, "deep": 0.0, "shallow": 0.45}
     kind = {"module": "value", "matrix": "A", "task": "rte"}
-    trained = [kind | {"source": TRAINED, "of": "seed 0"} | pairs]
+    trained = [kind | {"source": TRAINED, "run_or_draw": "seed 0"} | pairs]
     draws = [
-        kind | {"source": source, "task": "", "of": f"draw {n}"} | dict.fromkeys(pairs, n / 10)
+        kind
+        | {"source": source, "task": "", "run_or_draw": f"draw {n}"}
+        | dict.fromkeys(pairs, n / 10)
         for source in (CONTROL, GAUSSIAN)
         for n in range(1, 10)
     ]
-    tests = conversion_origin.compare(pd.DataFrame([*trained, *draws]))
+    tests = rank_tests.conversion_tests(pd.DataFrame([*trained, *draws]))
     tests = tests[tests.against == CONTROL].set_index("pairs")
     assert tests.p_above.to_dict() == pytest.approx(
         {"off_diagonal": 0.1, "deep": 1.0, "shallow": 0.6}
@@ -260,7 +266,7 @@ def test_the_interval_is_welchs():
         + [["value", "A", s, "", x] for s in (CONTROL, GAUSSIAN) for x in (0.0, 0.0, 0.0, 2.0)],
         columns=["module", "matrix", "source", "task", "off_diagonal"],
     ).assign(deep=lambda v: v.off_diagonal, shallow=lambda v: v.off_diagonal)
-    test = conversion_origin.compare(values).iloc[0]
+    test = rank_tests.conversion_tests(values).iloc[0]
     freedom = 1.25**2 / (1 + 0.25**2 / 3)
     half = stats.t.ppf(0.975, freedom) * 1.25**0.5
     assert (test.difference, test.low, test.high) == pytest.approx((1.5, 1.5 - half, 1.5 + half))
@@ -268,16 +274,16 @@ def test_the_interval_is_welchs():
 
 def test_an_untrained_adapter_has_no_verdict_on_b(weights, factors):
     result = conversion_controls.controls([stack_of(weights, factors[0], 0 * factors[1])], SETTINGS)
-    tests = result.tests
+    tests = rank_tests.conversion_tests(result.values)
     assert tests[(tests.matrix == "B") & (tests.source == TRAINED)].p_above.isna().all()
-    assert "nan" not in " ".join(conversion_origin.statement(tests))
+    assert "nan" not in " ".join(present_conversion_origin.statement(tests))
 
 
 def test_rectangular_modules_have_controls_of_their_own_sides(factors):
     A, B = factors[0][..., :20], factors[1]
     stack = stack_of(gaussian(L, d, 20), A, B)
     result = conversion_controls.controls([stack], SETTINGS)
-    other = figure1.figure1([stack], SETTINGS).values
+    other = conversion_similarity.figure1([stack], SETTINGS).values
     for matrix, rows in (("A", d), ("B", 20)):
         for source in (TRAINED, CONTROL, GAUSSIAN):
             theirs = other[(other.matrix == matrix) & (other.source == source)].off_diagonal
@@ -288,7 +294,7 @@ def test_rectangular_modules_have_controls_of_their_own_sides(factors):
 
 def test_the_section_shows_every_control_and_is_the_same_when_made_again(result, tmp_path):
     for name in ("first", "second"):
-        section = conversion_controls.section(result, tmp_path / name)
+        section = present_conversion_controls.section(result, tmp_path / name)
     files = sorted((tmp_path / "first").iterdir())
     assert len(files) == 9 and all(
         path.read_bytes() == (tmp_path / "second" / path.name).read_bytes() for path in files
@@ -298,7 +304,9 @@ def test_the_section_shows_every_control_and_is_the_same_when_made_again(result,
         "figure1_smallest_directions",
         "figure1_spectra",
     ]
-    assert {row[2] for row in conversion_controls.table(result).rows} == set(SOURCES.values())
+    assert {row[2] for row in present_conversion_controls.table(result).rows} == set(
+        SOURCES.values()
+    )
 
 
 def test_every_value_lies_within_its_axes(weights, shared_weights, factors, tmp_path, monkeypatch):
@@ -324,7 +332,7 @@ def test_every_value_lies_within_its_axes(weights, shared_weights, factors, tmp_
 
 def test_singular_weights_are_said_and_not_drawn(factors, tmp_path):
     result = conversion_controls.controls([stack_of(torch.zeros(L, d, d), *factors)], SETTINGS)
-    section = conversion_controls.section(result, tmp_path)
+    section = present_conversion_controls.section(result, tmp_path)
     assert "No controls for value modules: W0 of layer 1 is singular" in section.text[-1]
     assert section.shown == section.details == []
 
@@ -333,7 +341,7 @@ def test_the_check_for_readers_runs_and_gives_our_numbers(tiny_bert, monkeypatch
     model = tiny_bert()
     fake = SimpleNamespace(from_pretrained=lambda name: model)
     monkeypatch.setattr("transformers.AutoModel", fake)
-    exec(conversion_origin.RECIPE, {})
+    exec(present_conversion_origin.RECIPE, {})
     gaussian_line, through_line = capsys.readouterr().out.splitlines()
     attention = [layer.attention.self for layer in model.bert.encoder.layer]
     W = torch.stack([module.value.weight.detach() for module in attention])

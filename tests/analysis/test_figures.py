@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from analysis import conversion_similarity as figure1
-from analysis import glue_scores
-from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
-from analysis.maths import subspace
+from analysis.maths import conversion_similarity, subspace
+from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
+from analysis.present import conversion_similarity as present_conversion_similarity
 from analysis.present import figures, score_figures
-from analysis.study.selection import load_stacks
+from analysis.present import glue_scores as present_glue_scores
+from analysis.study import names, scores
+from analysis.study.stacks import load_stacks
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def cells(cell):
 
 @pytest.fixture
 def result(cells, load, settings):
-    return figure1.figure1(load_stacks(cells, load), settings)
+    return conversion_similarity.figure1(load_stacks(cells, load), settings)
 
 
 def test_means_are_over_pairs_of_different_layers(result, cells, load, weights):
@@ -39,15 +40,15 @@ def test_means_are_over_pairs_of_different_layers(result, cells, load, weights):
 
 
 def test_only_lora_runs_count(result):
-    assert result.summary("off_diagonal", "value", "A", TRAINED).n == 4
+    assert len(result.select("off_diagonal", "value", "A", TRAINED)) == 4
 
 
 def test_baselines_are_random_and_follow_their_seed(result, cells, load, settings):
-    gaussian = result.summary("off_diagonal", "value", "B", GAUSSIAN)
-    assert gaussian.n == 40
+    gaussian = result.select("off_diagonal", "value", "B", GAUSSIAN)
+    assert len(gaussian) == 40
     # 40 draws of 15 pairs, each with a deviation below 0.06.
-    assert gaussian.mean == pytest.approx(4 / 32, abs=0.01)
-    again = figure1.figure1(load_stacks(cells, load), settings)
+    assert gaussian.mean() == pytest.approx(4 / 32, abs=0.01)
+    again = conversion_similarity.figure1(load_stacks(cells, load), settings)
     for key, maps in result.maps.items():
         assert maps.tobytes() == again.maps[key].tobytes()
 
@@ -66,7 +67,7 @@ def test_the_control_shows_what_the_inverse_does_by_itself(cells, load, settings
             factors.W = shared
         return found
 
-    result = figure1.figure1(load_stacks(cells, on_shared), settings)
+    result = conversion_similarity.figure1(load_stacks(cells, on_shared), settings)
     assert result.summary("off_diagonal", "value", "A", CONTROL).mean > 0.9
     assert result.summary("off_diagonal", "value", "A", GAUSSIAN).mean < 0.2
 
@@ -78,10 +79,10 @@ def test_weights_without_inverse_are_said_and_not_drawn(cells, load, settings, t
             factors.W = factors.W * 0
         return found
 
-    result = figure1.figure1(load_stacks(cells, singular), settings)
+    result = conversion_similarity.figure1(load_stacks(cells, singular), settings)
     assert len(result.notes) == 2 and "layer 1, 2, 3, 4, 5, 6 is singular" in result.notes[0]
     assert result.values.empty
-    assert figure1.draw(result, tmp_path) == {}
+    assert present_conversion_similarity.draw(result, tmp_path) == {}
 
 
 def test_feed_forward_modules_are_measured_beside_baselines_of_their_own_sides(
@@ -94,12 +95,12 @@ def test_feed_forward_modules_are_measured_beside_baselines_of_their_own_sides(
         factors.W, factors.A = factors.W[..., :16], factors.A[..., :16]
         return {"intermediate": factors}
 
-    result = figure1.figure1(load_stacks(cells, rectangular), settings)
+    result = conversion_similarity.figure1(load_stacks(cells, rectangular), settings)
     for matrix, rows in (("A", 32), ("B", 16)):
-        random = result.summary("off_diagonal", "intermediate", matrix, GAUSSIAN)
+        random = result.select("off_diagonal", "intermediate", matrix, GAUSSIAN)
         # 40 draws of 15 pairs, each with a deviation below 0.09.
-        assert random.mean == pytest.approx(4 / rows, abs=0.015)
-        assert result.summary("off_diagonal", "intermediate", matrix, TRAINED).n == 4
+        assert random.mean() == pytest.approx(4 / rows, abs=0.015)
+        assert len(result.select("off_diagonal", "intermediate", matrix, TRAINED)) == 4
     assert len(result.notes) == 1
     assert "32 x 16" in result.notes[0] and "only a part of B" in result.notes[0]
 
@@ -108,15 +109,15 @@ def test_feed_forward_modules_are_measured_beside_baselines_of_their_own_sides(
 def drawn(cell, load, settings, tmp_path_factory):
     """Value modules of one task with two seeds: what Figure 1 rests on, and where it is drawn."""
     stacks = load_stacks([cell("mnli", "lora", seed) for seed in (0, 1)], load)
-    result = figure1.figure1([s for s in stacks if s.module == "value"], settings)
+    result = conversion_similarity.figure1([s for s in stacks if s.module == "value"], settings)
     folder = tmp_path_factory.mktemp("figures")
-    assert set(figure1.draw(result, folder)) == {"figure1", "figure1_value"}
+    assert set(present_conversion_similarity.draw(result, folder)) == {"figure1", "figure1_value"}
     return result, folder
 
 
 def test_figures_are_byte_equal_on_repeat(drawn, tmp_path):
     result, folder = drawn
-    figure1.draw(result, tmp_path / "second")
+    present_conversion_similarity.draw(result, tmp_path / "second")
     first = sorted(folder.iterdir())
     assert len(first) == 6 and {path.suffix for path in first} == {".png", ".pdf", ".csv"}
     for path in first:
@@ -136,9 +137,9 @@ def test_csv_of_the_figure_holds_what_is_drawn(drawn):
 
 
 def test_the_papers_panel_is_taken_where_it_ran_else_its_modules(result, cell, load, settings):
-    assert figure1.paper_panel(result) == ("mnli", "value")
-    other = figure1.figure1(load_stacks([cell("rte", "lora", 0)], load), settings)
-    assert figure1.paper_panel(other) == ("rte", "value")
+    assert present_conversion_similarity.paper_panel(result) == ("mnli", "value")
+    other = conversion_similarity.figure1(load_stacks([cell("rte", "lora", 0)], load), settings)
+    assert present_conversion_similarity.paper_panel(other) == ("rte", "value")
 
 
 def test_heat_map_leaves_the_diagonal_and_keeps_its_scale():
@@ -157,10 +158,10 @@ def test_colour_limits_are_never_below_the_values(value, limit):
 
 
 def test_differences_are_drawn_only_for_pairs(cell, tmp_path):
-    alone = glue_scores.scores([cell("rte", "lora", 0)])
-    assert glue_scores.draw_differences(alone, tmp_path) is None
-    pair = glue_scores.scores([cell("rte", "lora", 0), cell("rte", "condlora", 0, 0.7)])
-    assert glue_scores.draw_differences(pair, tmp_path).is_file()
+    alone = scores.scores([cell("rte", "lora", 0)])
+    assert present_glue_scores.draw_differences(alone, tmp_path) is None
+    pair = scores.scores([cell("rte", "lora", 0), cell("rte", "condlora", 0, 0.7)])
+    assert present_glue_scores.draw_differences(pair, tmp_path).is_file()
     assert "condlora,-10" in (tmp_path / "table2_differences.csv").read_text()
 
 
@@ -172,7 +173,7 @@ def test_many_methods_have_a_row_each_the_best_first_and_a_dot_a_seed(cell):
         for task in ("cola", "rte")
         for seed in (0, 1)
     ]
-    gaps = glue_scores.differences(glue_scores.scores(cells))
+    gaps = scores.differences(scores.scores(cells))
     fig = score_figures.draw(gaps, {"cola": "CoLA", "rte": "RTE"}, 1)
     assert [ax.get_title() for ax in fig.axes] == ["CoLA", "RTE"]
     names = [tick.get_text() for tick in fig.axes[0].get_yticklabels()]
@@ -186,8 +187,8 @@ def test_many_methods_have_a_row_each_the_best_first_and_a_dot_a_seed(cell):
 
 
 def test_a_methods_rank_is_part_of_its_name_and_no_two_methods_look_alike():
-    assert figures.label("share_lora_ab_r6") == "ShareLoRA, A and B, r = 6"
-    assert figures.label("someones_own") == "someones_own"
+    assert names.label("share_lora_ab_r6") == "ShareLoRA, A and B, r = 6"
+    assert names.label("someones_own") == "someones_own"
     listed = ["condlora", "lora", "share_lora_ab", "condlora_random", "vera"]
     styles = [figures.method_style(method, listed) for method in listed]
     for key in ("color", "marker", "label"):

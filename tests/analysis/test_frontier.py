@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import frontier
+from analysis.present import frontier as present_frontier
+from analysis.stats import frontier as stats_frontier
 from analysis.stats.significance import t_interval
 from condlora.errors import NoFinishedRuns
 
@@ -37,11 +38,11 @@ def test_a_method_is_on_the_frontier_where_none_beats_it():
             )
             for m in range(8)
         ]
-        assert frontier.pareto(costs, scores).tolist() == expected
+        assert stats_frontier.pareto(costs, scores).tolist() == expected
 
 
 def test_rows_are_means_over_tasks_with_intervals_over_seeds(cells):
-    found, _ = frontier.frontier(cells, 0.95)
+    found, _ = stats_frontier.frontier(cells, 0.95)
     assert found.method.tolist() == ["vera", "condlora", "lora", "bitfit"]  # by parameters
     assert found.on_frontier.tolist() == [True, False, True, False]
     row = found.set_index("method").loc["condlora"]
@@ -56,28 +57,28 @@ def test_rows_are_means_over_tasks_with_intervals_over_seeds(cells):
 
 
 def test_a_method_without_all_runs_is_left_out_and_named(cells):
-    found, notes = frontier.frontier(cells[:-1], 0.95)
+    found, notes = stats_frontier.frontier(cells[:-1], 0.95)
     assert "bitfit" not in set(found.method)
     assert any("Not drawn, as runs are missing: BitFit" in note for note in notes)
 
 
 def test_a_seed_that_lacks_a_task_counts_for_nobody(cells, tmp_path):
     ragged = [c for c in cells if (c.task, c.adapter, c.seed) != ("stsb", "lora", 1)]
-    found, notes = frontier.frontier(ragged, 0.95)
+    found, notes = stats_frontier.frontier(ragged, 0.95)
     assert set(found.n) == {2} and len(found) == len(METHODS)
     assert found.set_index("method").loc["lora"].score == pytest.approx(80)
     assert any("over 2 seeds" in note for note in notes)
     none = [c for c in cells if (c.task == "rte") == (c.seed == 0)]
     with pytest.raises(NoFinishedRuns, match="No seed has a finished run of every task"):
-        frontier.frontier(none, 0.95)
-    assert frontier.section(none, 0.95, tmp_path).shown == []
+        stats_frontier.frontier(none, 0.95)
+    assert present_frontier.section(none, 0.95, tmp_path).shown == []
 
 
 def test_time_is_that_of_the_same_task_and_seed_over_loras(cells):
     for one in cells:
         one.record["train_examples_per_second"] = 100.0 if one.adapter == "lora" else 50.0
         one.record["train_examples_per_second"] *= 3 if one.task == "rte" else 1
-    found, _ = frontier.frontier(cells, 0.95)
+    found, _ = stats_frontier.frontier(cells, 0.95)
     assert found.set_index("method").time.to_dict() == {"vera": 2, "condlora": 2, "lora": 1, "bitfit": 2}  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def test_figure_is_byte_equal_on_repeat_and_bears_a_method_without_parameters(ce
     for one in cells:
         if one.adapter == "bitfit":
             one.record["parameters"]["adapter"] = 0
-    found, _ = frontier.frontier(cells, 0.95)
-    first = frontier.draw(found, tmp_path / "first")
-    frontier.draw(found, tmp_path / "second")
+    found, _ = stats_frontier.frontier(cells, 0.95)
+    first = present_frontier.draw(found, tmp_path / "first")
+    present_frontier.draw(found, tmp_path / "second")
     for path in first.parent.iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
     assert len(first.with_suffix(".csv").read_text().splitlines()) == 1 + len(METHODS)
@@ -97,12 +98,12 @@ def test_marks_stand_where_they_belong_and_beside_it_only_where_they_would_lie_o
     shown = pd.DataFrame(
         {"parameters": [0, 10, 10, 10, 10, 1000], "score": [0.0, 70.0, 99.0, 98.9, 98.8, 100.0]}
     )
-    places = frontier.side_by_side(shown)
+    places = present_frontier.side_by_side(shown)
     assert places[[0, 1, 2, 5]].tolist() == [0, 10, 10, 1000]
     assert 8 < places[4] < 10 < places[3] < 12
 
 
 def test_section_needs_three_methods(cells, tmp_path):
-    assert [type(i).__name__ for i in frontier.section(cells, 0.95, tmp_path).shown] == ["Picture", "Table"]  # fmt: skip
+    assert [type(i).__name__ for i in present_frontier.section(cells, 0.95, tmp_path).shown] == ["Picture", "Table"]  # fmt: skip
     two = [one for one in cells if one.adapter in ("lora", "condlora")]
-    assert frontier.section(two, 0.95, tmp_path).shown == []
+    assert present_frontier.section(two, 0.95, tmp_path).shown == []

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.conversion_similarity import CONTROL, TRAINED
 from analysis.maths import inverse_spectrum, subspace
-from analysis.study.selection import Settings, Stack
+from analysis.maths.conversion_similarity import CONTROL, TRAINED
+from analysis.present import inverse_spectrum as present_inverse_spectrum
+from analysis.study.selection import Settings
+from analysis.study.stacks import Stack
 
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=20)
 L, d, r, RUNS = 3, 48, 4, 2
@@ -115,7 +117,7 @@ def test_likeness_by_shared_directions_goes_with_them(shared, source):
     # Two runs of three pairs with deviations below 0.06 each, around 4 / 48.
     assert means.off_diagonal[4] == pytest.approx(r / d, abs=0.06)
     assert a.random.unique().tolist() == [r / d]
-    assert "of 0.0" in inverse_spectrum.statement(shared).split("leaves a mean φ")[1]
+    assert "of 0.0" in present_inverse_spectrum.statement(shared).split("leaves a mean φ")[1]
 
 
 def test_no_more_directions_are_taken_out_than_leave_a_subspace():
@@ -123,7 +125,7 @@ def test_no_more_directions_are_taken_out_than_leave_a_subspace():
     found = inverse_spectrum.spectra([(stack, inverse_spectrum.inverses(stack))], SETTINGS)
     assert sorted(found.along.k.unique()) == [0, 1, 2, 4]
     assert sorted(found.directions.k.unique()) == [1, 2, 4, 8]
-    rows = inverse_spectrum.table_of_directions(found).rows
+    rows = present_inverse_spectrum.table_of_directions(found).rows
     assert {len(row) for row in rows} == {10} and rows[-1][-1] == "–"
 
 
@@ -131,10 +133,10 @@ def test_the_table_of_spectra_gives_condition_numbers():
     W = torch.diag(torch.arange(1.0, 11.0)).expand(1, 10, 10) / 4
     stack = stack_of(W)
     found = inverse_spectrum.spectra([(stack, inverse_spectrum.inverses(stack))], SETTINGS)
-    table = inverse_spectrum.table_of_spectra(found)
+    table = present_inverse_spectrum.table_of_spectra(found)
     assert table.rows == [["value", "4", "2.50", "1.375", "2.0000", "0.25000", "10"]]
     assert table.data.condition_number.tolist() == pytest.approx([10])
 
 
 def test_nothing_to_say_of_no_weights():
-    assert inverse_spectrum.statement(inverse_spectrum.spectra([], SETTINGS)) == ""
+    assert present_inverse_spectrum.statement(inverse_spectrum.spectra([], SETTINGS)) == ""

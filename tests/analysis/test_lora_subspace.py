@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from analysis import lora_subspace
-from analysis.lora_subspace import RANKS, SEEDS, phi_all
-from analysis.maths import subspace
+from analysis.maths import lora_subspace, subspace
+from analysis.maths.lora_subspace import RANKS, SEEDS, phi_all
+from analysis.present import lora_subspace as present_lora_subspace
 from condlora.tuner.methods.condlora import make_factors
 from tests.analysis.planted import LAYERS, WIDTH, gaussian, ranked_cell, stack
 
@@ -87,7 +87,7 @@ def result(stacks, settings):
 
 
 def test_ranks_are_compared_within_task_and_seed(result, stacks):
-    (found,) = result.of(RANKS)
+    (found,) = result.between(RANKS)
     assert (found.method, found.module, found.matrix, found.counts) == (
         "lora",
         "value",
@@ -100,15 +100,15 @@ def test_ranks_are_compared_within_task_and_seed(result, stacks):
 
 
 def test_a_shared_direction_is_found_and_what_is_not_shared_is_not(result):
-    by_matrix = {c.matrix: c for c in result.of(SEEDS)}
+    by_matrix = {c.matrix: c for c in result.between(SEEDS)}
     assert by_matrix["A"].at(1, 1).mean() > 0.9
     assert by_matrix["delta_W"].at(8, 8).mean() == pytest.approx(8 / WIDTH, abs=0.05)
-    assert result.of(RANKS)[0].at(1, 1).mean() > 0.9
-    assert result.of(RANKS)[0].random_at(1, 1) < 0.2
+    assert result.between(RANKS)[0].at(1, 1).mean() > 0.9
+    assert result.between(RANKS)[0].random_at(1, 1) < 0.2
 
 
 def test_seeds_are_compared_within_a_task_at_the_highest_rank_in_both_orders(result, stacks):
-    a, delta = result.of(SEEDS)
+    a, delta = result.between(SEEDS)
     assert (a.matrix, delta.matrix) == ("A", "delta_W")
     assert a.pairs == [("rte", 0, 1), ("sst2", 0, 1)] and a.counts == (8, 8)
     np.testing.assert_allclose(a.phi, a.phi.swapaxes(-1, -2))
@@ -122,8 +122,8 @@ def test_a_lower_rank_serves_where_the_highest_has_one_seed(stacks, settings):
     cells = stacks[1].cells[:1]
     alone = replace(stacks[1], A=stacks[1].A[:1], B=stacks[1].B[:1], cells=cells)
     found = lora_subspace.compare([stacks[0], alone], settings)
-    assert {c.counts for c in found.of(SEEDS)} == {(2, 2)}
-    assert found.of(RANKS)[0].pairs == [("rte", 0, 0)]
+    assert {c.counts for c in found.between(SEEDS)} == {(2, 2)}
+    assert found.between(RANKS)[0].pairs == [("rte", 0, 0)]
 
 
 def test_what_the_runs_do_not_allow_is_said(stacks, settings, tmp_path):
@@ -131,7 +131,7 @@ def test_what_the_runs_do_not_allow_is_said(stacks, settings, tmp_path):
     alone = replace(stacks[0], A=stacks[0].A[:1], B=stacks[0].B[:1], cells=cells)
     found = lora_subspace.compare([alone], settings)
     assert found.comparisons == [] and len(found.notes) == 2
-    section = lora_subspace.section(found, tmp_path)
+    section = present_lora_subspace.section(found, tmp_path)
     assert section.text == found.notes and not section.shown and not list(tmp_path.iterdir())
 
 
@@ -149,11 +149,11 @@ def test_beside_condlora_stand_gaussian_maps_through_its_own_weights(settings):
     ]
     A, B = (torch.stack([f[k] for f in factors]).unflatten(0, (2, LAYERS)) for k in (0, 1))
     found = lora_subspace.compare([replace(made, W=W, A=A, B=B)], settings)
-    for comparison in found.of(SEEDS):
+    for comparison in found.between(SEEDS):
         assert comparison.at(4, 4).mean() > 0.99
         assert comparison.random_at(4, 4) > 0.99
     as_lora = lora_subspace.compare([replace(made, adapter="lora", W=W, A=A, B=B)], settings)
-    assert as_lora.of(SEEDS)[0].random_at(4, 4) == pytest.approx(4 / WIDTH, abs=0.05)
+    assert as_lora.between(SEEDS)[0].random_at(4, 4) == pytest.approx(4 / WIDTH, abs=0.05)
 
 
 @pytest.mark.parametrize("form", ["code", "literal", "consistent"])
@@ -171,9 +171,9 @@ def test_random_condlora_is_of_the_form_of_its_runs_and_shares_its_maps_over_lay
 
 
 def test_figures_hold_the_means_and_are_byte_equal_on_repeat(result, tmp_path):
-    paths = lora_subspace.draw(result, tmp_path / "first")
+    paths = present_lora_subspace.draw(result, tmp_path / "first")
     assert set(paths) == {"lora_subspace_ranks", "lora_subspace_seeds"}
-    lora_subspace.draw(result, tmp_path / "second")
+    present_lora_subspace.draw(result, tmp_path / "second")
     files = sorted((tmp_path / "first").iterdir())
     assert len(files) == 6
     for path in files:
@@ -182,17 +182,17 @@ def test_figures_hold_the_means_and_are_byte_equal_on_repeat(result, tmp_path):
     assert lines[0] == "matrix,module,method,source,i,j,phi,n"
     assert len(lines) == 1 + 2 * 2 * 8
     place = next(line.split(",") for line in lines if ",trained,2,5," in line)
-    assert float(place[6]) == pytest.approx(result.of(RANKS)[0].at(2, 5).mean(), rel=1e-6)
+    assert float(place[6]) == pytest.approx(result.between(RANKS)[0].at(2, 5).mean(), rel=1e-6)
 
 
 def test_tables_give_every_pair_and_layer_behind_their_means(result):
-    table = lora_subspace.table(result)
-    (ranks,) = result.of(RANKS)
+    table = present_lora_subspace.table(result)
+    (ranks,) = result.between(RANKS)
     row = table.rows[0]
     assert row[:4] == ["r = 2 and r = 8", "value", "A", "LoRA"]
     assert row[4].startswith(f"{ranks.at(1, 1).mean():.4f} ± ") and row[4].endswith("(4)")
     whole = table.data[(table.data.compared == RANKS) & (table.data.j == 8)]
     assert len(whole) == 4 * LAYERS
     np.testing.assert_allclose(whole.phi, ranks.at(2, 8).ravel())
-    by_layer = lora_subspace.table_by_layer(result)
+    by_layer = present_lora_subspace.table_by_layer(result)
     assert by_layer.header[-4:] == ["1", "2", "3", "random"]

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis import adapter_similarity, positions
+from analysis.maths import adapter_similarity, positions
 from analysis.present import figures
+from analysis.present import positions as present_positions
 from analysis.study.selection import Settings
 from tests.analysis.planted import LAYERS, ranked_cell, stack
 
@@ -51,7 +52,7 @@ def test_phi_is_that_of_table_3_at_the_same_rank(stacks, settings):
     theirs = adapter_similarity.compare(own, settings)
     for matrix in ("A", "B"):
         ours = found.map(positions.PHI, matrix).loc["value"]
-        np.testing.assert_allclose(ours, theirs.of("value", matrix).mean())
+        np.testing.assert_allclose(ours, theirs.per_layer("value", matrix).mean())
 
 
 def test_the_products_map_is_left_out_only_where_it_is_that_of_b(stacks, settings):
@@ -64,19 +65,22 @@ def test_the_products_map_is_left_out_only_where_it_is_that_of_b(stacks, setting
 def test_one_method_alone_has_its_norms(stacks, settings, tmp_path):
     found = positions.locate([s for s in stacks if s.adapter.startswith("lora")], settings)
     assert found.maps == [("relative_norm", "lora")]
-    assert positions.draw(found, tmp_path).is_file()
+    assert present_positions.draw(found, tmp_path).is_file()
 
 
 def test_figure_is_byte_equal_on_repeat_and_its_csv_is_what_is_written_in_it(
     stacks, settings, tmp_path
 ):
     found = positions.locate(stacks, settings)
-    first = positions.draw(found, tmp_path / "first")
-    positions.draw(found, tmp_path / "second")
+    first = present_positions.draw(found, tmp_path / "first")
+    present_positions.draw(found, tmp_path / "second")
     for path in first.parent.iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
     lines = first.with_suffix(".csv").read_text().splitlines()
-    assert lines[0] == "module,layer,value,quantity,of" and len(lines) == 1 + 4 * 2 * LAYERS
+    assert (
+        lines[0] == "module,layer,value,quantity,matrix_or_method"
+        and len(lines) == 1 + 4 * 2 * LAYERS
+    )
     value = found.map(positions.PHI, "A").loc["query", 2]
     assert float(lines[2].split(",")[2]) == pytest.approx(value, rel=1e-6)
 
@@ -92,7 +96,7 @@ def test_a_map_writes_every_number_legibly_and_leaves_what_is_undefined():
 
 def test_section_says_where_the_ends_are(stacks, settings, tmp_path):
     found = positions.locate(stacks, settings)
-    section = positions.section(found, tmp_path)
+    section = present_positions.section(found, tmp_path)
     phi = found.map(positions.PHI, "A").stack()
     module, layer = phi.idxmax()
     assert f"{phi.max():.3f} ({module}, layer {layer})" in section.text[0]
@@ -102,5 +106,5 @@ def test_section_says_where_the_ends_are(stacks, settings, tmp_path):
 def test_updates_that_are_all_zero_have_no_similarity_and_no_crash(stacks, settings, tmp_path):
     for one in stacks:
         one.B.zero_()
-    text = positions.section(positions.locate(stacks, settings), tmp_path).text[0]
+    text = present_positions.section(positions.locate(stacks, settings), tmp_path).text[0]
     assert "undefined, as an update of zero has no direction" in text

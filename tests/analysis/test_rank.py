@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import conversion_similarity, rank, rank_similarity
-from analysis.rank_similarity import CONTROL, METHODS, TRAINED
+from analysis.maths import conversion_similarity, rank_similarity
+from analysis.maths.rank_similarity import CONTROL, METHODS, TRAINED
+from analysis.present import rank as present_rank
+from analysis.present import rank_similarity as present_rank_similarity
+from analysis.study import rank_runs
 from analysis.study.rank_selection import load_ranks, method_of, scaling, shown_rank
 from analysis.study.selection import Settings
 from tests.analysis.conftest import FakeFactors
@@ -38,7 +41,7 @@ def stacks(cells):
 
 @pytest.fixture
 def result(cells, stacks, settings):
-    return rank.by_rank(cells, stacks, settings)
+    return rank_runs.by_rank(cells, stacks, settings)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_ranks_under_one_name_are_kept_apart(monkeypatch):
 
 
 def test_table_pairs_scores_by_seed_and_counts_parameters(result):
-    rows = {row[1]: row[2:] for row in rank.table(result).rows}
+    rows = {row[1]: row[2:] for row in present_rank.table(result).rows}
     assert list(rows) == ["1", "2", "8"]
     assert rows["8"][:2] == ["2,304", "768"]
     assert rows["8"][2:] == ["88.5 ± 0.7 (2)", "87.5 ± – (1)", "−0.5 ± – (1)"]
@@ -94,8 +97,8 @@ def test_ranks_that_did_not_run_are_named(result):
 @pytest.mark.parametrize(("other", "said"), [([], "8"), ([("cond_adalora", 12)], "8, 12")])
 def test_one_rank_of_each_method_is_said_and_not_drawn(cells, stacks, settings, tmp_path, other, said):  # fmt: skip
     more = [ranked_cell("rte", method, 0, r, 0.8) for method, r in other]
-    found = rank.by_rank(cells[:2] + more, stacks[:1], settings)
-    section = rank.section(found, tmp_path)
+    found = rank_runs.by_rank(cells[:2] + more, stacks[:1], settings)
+    section = present_rank.section(found, tmp_path)
     assert section.text == [
         f"Each method here ran at one rank (r = {said}): nothing is said of others."
     ]
@@ -110,7 +113,7 @@ def test_conversion_similarity_is_that_of_figure_1_at_each_rank(result, stacks, 
             ours = s[
                 (s.r == made.A.shape[2]) & (s.source == TRAINED) & (s.matrix == matrix)
             ].phi.mean()
-            theirs = of_one.summary("off_diagonal", "value", matrix, TRAINED).mean
+            theirs = of_one.select("off_diagonal", "value", matrix, TRAINED).mean()
             assert ours == pytest.approx(theirs)
 
 
@@ -138,13 +141,13 @@ def test_methods_are_compared_where_both_ran_and_products_only_where_they_differ
 ):
     s = result.similarity[result.similarity.source == METHODS]
     assert set(s.r) == {1, 8} and set(s.matrix) == {"A", "B"}
-    part = rank.by_rank(cells[:2] + cells[-1:], [stacks[0], stacks[-1]], Settings(4, 4, 0, 40))
+    part = rank_runs.by_rank(cells[:2] + cells[-1:], [stacks[0], stacks[-1]], Settings(4, 4, 0, 40))
     assert "delta_W" in set(part.similarity.matrix)
 
 
 def test_weights_without_inverse_are_said(cells, stacks, settings):
     flat = [replace(s, W=0 * s.W) for s in stacks]
-    found = rank.by_rank(cells, flat, settings)
+    found = rank_runs.by_rank(cells, flat, settings)
     assert sum("No conversion matrices for value modules" in note for note in found.notes) == 3
     assert TRAINED not in set(found.similarity.source)
 
@@ -157,15 +160,15 @@ def test_what_stands_out_is_counted_with_what_chance_gives(result):
     )
     s.loc[s.source == TRAINED, "phi"] = 0.4
     s.loc[(s.source == TRAINED) & (s.r == 8) & (s.matrix == "A"), "phi"] = 0.6
-    (line,) = rank_similarity.statements(s)
+    (line,) = present_rank_similarity.statements(s)
     # 1 / 41 + 1 / 21 + 1 / 11 for each of A and B.
     assert line.startswith("In 1 of 6 combinations") and line.endswith("0.3 at most.")
 
 
 def test_figures_are_byte_equal_on_repeat_and_hold_means_and_ranges(result, tmp_path):
-    paths = rank.draw(result, tmp_path / "first")
+    paths = present_rank.draw(result, tmp_path / "first")
     assert set(paths) == {"rank", "rank_similarity"}
-    rank.draw(result, tmp_path / "second")
+    present_rank.draw(result, tmp_path / "second")
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
     lines = paths["rank"].with_suffix(".csv").read_text().splitlines()
@@ -174,7 +177,7 @@ def test_figures_are_byte_equal_on_repeat_and_hold_means_and_ranges(result, tmp_
 
 
 def test_section_shows_scores_first_and_similarities_for_who_asks(result, tmp_path):
-    section = rank.section(result, tmp_path)
+    section = present_rank.section(result, tmp_path)
     assert [type(item).__name__ for item in section.shown] == ["Picture", "Table"]
     assert [type(item).__name__ for item in section.details] == ["Picture", "Table"]
     assert "RTE, CondLoRA, r = 8: 87.5" in section.shown[0].alt
@@ -185,6 +188,6 @@ def test_methods_of_one_rank_are_not_drawn_beside_those_of_several(
     cells, stacks, settings, tmp_path
 ):
     more = [ranked_cell("rte", "dora", seed, 8, 0.8) for seed in (0, 1)]
-    rank.draw(rank.by_rank(cells + more, stacks, settings), tmp_path)
+    present_rank.draw(rank_runs.by_rank(cells + more, stacks, settings), tmp_path)
     drawn = pd.read_csv(tmp_path / "rank.csv")
     assert set(drawn.method) == {"lora", "condlora"}

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from analysis import report
+from analysis.present import limits as present_limits
+from analysis.present import provenance
+from analysis.present import report as present_report
 from analysis.stats.rules import FAILS, HOLDS, INCONCLUSIVE, VERDICTS
-from analysis.study import provenance
 
 MARGIN = 2.5  # points; not the file's own
 
@@ -26,7 +27,7 @@ def partial(study, spoil):
 
 @pytest.fixture(scope="module")
 def page(partial):
-    return report.build(partial, MARGIN).read_text(encoding="utf-8")
+    return present_report.build(partial, MARGIN).read_text(encoding="utf-8")
 
 
 def test_page_holds_every_part_and_nothing_from_outside(page, partial):
@@ -71,7 +72,7 @@ def test_what_differs_between_runs_is_said(page, partial):
     record = cells[0].record
     environment = record["environment"] | {"versions": {"torch": "2.11.0", "peft": "0.21.2"}}
     cells[0] = replace(cells[0], record=record | {"environment": environment})
-    lines = report.limits([c for c in cells if c.state == "done"], 0.05)
+    lines = present_limits.limits([c for c in cells if c.state == "done"], 0.05)
     said = "Runs that are compared or averaged here differ in versions: torch is 2.13.0 in 8 runs and 2.11.0 in 1 run."
     assert said in lines
 
@@ -108,7 +109,7 @@ def test_every_link_of_the_markdown_leads_somewhere(page, partial):
 
 def test_the_same_runs_give_the_same_bytes(page, partial, tmp_path):
     again = replace(partial, folder=tmp_path / "again")
-    report.build(again, MARGIN)
+    present_report.build(again, MARGIN)
     files = [path for path in sorted(partial.folder.rglob("*")) if path.is_file()]
     assert len(files) > 30
     for path in files:
@@ -132,11 +133,11 @@ def test_facts_name_values_that_differ_between_runs(study):
 
 
 def test_limits_follow_backbone_data_and_seeds(study, cell):
-    here = " ".join(report.limits(study.done, 0.05))
+    here = " ".join(present_limits.limits(study.done, 0.05))
     assert "The backbone is minilm" in here and "not GLUE as published" in here
     papers = cell("rte", "lora", 0)
     data = papers.record["data"] | {"official_counts": True}
     backbone = papers.record["backbone"] | {"name": "roberta-base"}
     papers = replace(papers, record=papers.record | {"data": data, "backbone": backbone})
-    there = " ".join(report.limits([papers], 0.05))
+    there = " ".join(present_limits.limits([papers], 0.05))
     assert "The backbone is" not in there and "not GLUE" not in there

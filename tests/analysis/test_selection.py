@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from analysis.study import selection
+from analysis.study import paper, selection
 from condlora.errors import NoFinishedRuns, UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis" / "settings.yaml"
@@ -86,4 +86,4 @@ def test_runs_on_other_data_are_refused_by_default_and_of_other_versions_joined(
     ],
 )
 def test_no_other_model_passes_for_the_papers(name, is_paper):
-    assert selection.is_paper_backbone({"backbone": {"name": name}}) is is_paper
+    assert paper.is_paper_backbone({"backbone": {"name": name}}) is is_paper

@@ -1,4 +1,4 @@
-"""Tables 2, 3 and 4 on small grids whose numbers are worked by hand."""
+"""Tables 2, 3 and 4 on small grids whose thresholds are worked by hand."""
 
 import math
 from dataclasses import replace
@@ -8,11 +8,22 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import adapter_similarity, efficiency, equivalence, glue_scores
-from analysis.equivalence import Examples
+from analysis.maths import adapter_similarity
+from analysis.present import adapter_similarity as present_adapter_similarity
+from analysis.present import efficiency as present_efficiency
+from analysis.present import equivalence as present_equivalence
+from analysis.present import glue_scores as present_glue_scores
 from analysis.present import typeset
+from analysis.stats import equivalence as stats_equivalence
+from analysis.stats import formatting
 from analysis.stats.rules import load_rules
-from analysis.study.selection import TASKS, Settings, finished, load_stacks, published
+from analysis.study import costs, examples
+from analysis.study import scores as records
+from analysis.study.examples import Examples
+from analysis.study.names import TASKS
+from analysis.study.paper import published
+from analysis.study.selection import Settings, finished
+from analysis.study.stacks import load_stacks
 from condlora.errors import UserError
 
 
@@ -27,13 +38,13 @@ from condlora.errors import UserError
     ],
 )
 def test_numbers_as_text(value, digits, text):
-    assert typeset.number(value, digits) == text
+    assert formatting.number(value, digits) == text
 
 
 def test_intervals_and_p_values_as_text():
-    assert typeset.interval(-0.5, 1.25, 1) == "[−0.5, 1.2]"
-    assert typeset.interval(math.nan, 1.0, 1) == "–"
-    assert [typeset.p_value(p) for p in (0.0004, 0.05, math.nan)] == ["< 0.001", "0.050", "–"]
+    assert formatting.interval(-0.5, 1.25, 1) == "[−0.5, 1.2]"
+    assert formatting.interval(math.nan, 1.0, 1) == "–"
+    assert [formatting.p_value(p) for p in (0.0004, 0.05, math.nan)] == ["< 0.001", "0.050", "–"]
 
 
 def row(table, name):
@@ -49,8 +60,8 @@ def test_failed_and_stale_runs_are_not_averaged(cell, spoil):
         spoil(cell("rte", "lora", 4, 0.99), "running"),
         cell("rte", "condlora", 1, 0.57),
     ]
-    runs = glue_scores.scores(finished(cells))
-    table = glue_scores.table2(runs)
+    runs = records.scores(finished(cells))
+    table = present_glue_scores.table2(runs)
     assert row(table, "LoRA")["RTE"] == "55.0 ± 7.1 (2)"
     assert row(table, "CondLoRA")["RTE"] == "57.0 ± – (1)"
     # Paired by seed: 57 less seed 1's 60, not less the mean 55.
@@ -64,15 +75,15 @@ def test_ranks_stand_in_their_order_and_without_lora_nothing_is_compared_with_it
     ranks = [
         cell("rte", f"{method}_r{r}", 0, 0.5) for method in ("lora", "condlora") for r in (16, 2)
     ]
-    names = [r[0] for r in glue_scores.table2(glue_scores.scores(finished(ranks))).rows]
+    names = [r[0] for r in present_glue_scores.table2(records.scores(finished(ranks))).rows]
     assert names[:4] == ["CondLoRA, r = 2", "CondLoRA, r = 16", "LoRA, r = 2", "LoRA, r = 16"]
     assert not any(name.endswith("− LoRA") for name in names if not name.startswith("Paper"))
 
 
 def test_the_resolution_of_the_test_set_stands_beside_the_scores(cell):
     counts = {"counts": {"train": 9, "validation": 9, "test": 277}, "majority_score": 0.5}
-    table = glue_scores.table2(
-        glue_scores.scores([cell("rte", "lora", 0, 0.6, data=counts), cell("stsb", "lora", 0)])
+    table = present_glue_scores.table2(
+        records.scores([cell("rte", "lora", 0, 0.6, data=counts), cell("stsb", "lora", 0)])
     )
     assert row(table, "Test examples, n")["RTE"] == "277"
     assert row(table, "Test examples, n")["STS-B"] == "1,000"
@@ -84,13 +95,13 @@ def test_the_resolution_of_the_test_set_stands_beside_the_scores(cell):
 def test_average_is_over_seeds_that_finished_all_eight_tasks(cell):
     cells = [cell(task, "lora", 0, 0.1 * n) for n, task in enumerate(TASKS)]
     cells += [cell(task, "lora", 1, 0.9) for task in list(TASKS)[1:]]
-    table = glue_scores.table2(glue_scores.scores(finished(cells)))
+    table = present_glue_scores.table2(records.scores(finished(cells)))
     assert row(table, "LoRA")["Avg."] == "35.00 ± – (1)"
-    assert row(table, "Ours − paper: LoRA")["Avg."] == typeset.number(35 - 84.225, 2)
+    assert row(table, "Ours − paper: LoRA")["Avg."] == formatting.number(35 - 84.225, 2)
 
 
 def test_the_papers_scores_stand_as_printed_beside_their_mean(grid):
-    table = glue_scores.table2(glue_scores.scores(finished(grid)))
+    table = present_glue_scores.table2(records.scores(finished(grid)))
     paper = row(table, "Paper: CondLoRA")
     assert [paper[name] for name in TASKS.values()] == [
         "86.5",
@@ -116,7 +127,7 @@ def test_published_means_are_the_means_of_the_published_rows():
 
 
 def test_scores_csv_keeps_every_run_and_mnli_apart(grid, tmp_path):
-    table = glue_scores.table2(glue_scores.scores(finished(grid)))
+    table = present_glue_scores.table2(records.scores(finished(grid)))
     csv = typeset.write(table, tmp_path)[0].read_text()
     assert csv.splitlines()[0].startswith("task,adapter,seed,headline,score_points,majority_points")
     assert "test_accuracy_matched,test_accuracy_mismatched" in csv.splitlines()[0]
@@ -139,8 +150,8 @@ def test_differences_by_hand(cell):
         "rte": Examples("accuracy", right, rte),
         "stsb": Examples("pearson", score, stsb),
     }
-    numbers, _ = load_rules()
-    found = equivalence.compare(glue_scores.scores(finished(cells)), examples, numbers, seed=0)
+    thresholds, _ = load_rules()
+    found = stats_equivalence.compare(records.scores(finished(cells)), examples, thresholds, seed=0)
     assert found.task.tolist() == ["rte", "stsb"]
     first, second = found.itertuples()
     assert (first.n, first.mean, first.sd) == (3, pytest.approx(-3), pytest.approx(1))
@@ -154,13 +165,13 @@ def test_differences_by_hand(cell):
     assert second.mean == pytest.approx(0) and second.p_difference == pytest.approx(1)
     assert second.examples_low == second.examples_high == 0  # the same predictions
     # Of RTE the table names the seeds that show it lies beyond, of STS-B those that show equality.
-    table = equivalence.table(found, numbers)
+    table = present_equivalence.table(found, thresholds)
     assert [r[-1] for r in table.rows] == [f"{n:.0f}" for n in found.seeds_needed]
     assert row(table, "RTE")["mean ± sd (seeds)"] == "−3.0 ± 1.0 (3)"
 
 
 def test_a_tasks_intervals_do_not_depend_on_other_tasks(cell, examples):
-    numbers, _ = load_rules()
+    thresholds, _ = load_rules()
     grid = [
         cell(task, adapter, seed, 0.8 - 0.003 * seed**2 * (adapter == "condlora"))
         for task in ("mnli", "rte")
@@ -169,8 +180,8 @@ def test_a_tasks_intervals_do_not_depend_on_other_tasks(cell, examples):
     ]
 
     def differences(cells):
-        runs = glue_scores.scores(cells)
-        return equivalence.compare(runs, examples(cells), numbers, seed=3)
+        runs = records.scores(cells)
+        return stats_equivalence.compare(runs, examples(cells), thresholds, seed=3)
 
     rte = [c for c in grid if c.task == "rte"]
     alone, among = differences(rte), differences(grid)
@@ -189,21 +200,21 @@ def test_predictions_on_other_examples_are_not_paired(cell, tmp_path):
         table = pd.DataFrame({"part": "validation", "label": labels, "prediction": [0, 1, 0]})
         table.to_parquet(folder / "predictions_test.parquet")
         cells.append(replace(cell("rte", adapter, len(cells)), folder=folder))
-    found = equivalence.load_examples(cells[:2])
+    found = examples.load_examples(cells[:2])
     assert list(found["rte"].predictions) == [("lora", 0), ("condlora", 1)]
     assert found["rte"].predictions["lora", 0].tolist() == [0, 1, 0]
     assert found["rte"].metric == "accuracy"
     with pytest.raises(UserError, match="tested on other examples"):
-        equivalence.load_examples(cells)
+        examples.load_examples(cells)
 
 
 def test_seconds_and_memory_of_a_run_in_a_fleet_are_not_its_own_and_its_speed_is(cell):
     alone = cell("rte", "lora", 0, train_examples_per_second=100.0, train_seconds=2.0)
     together = cell("rte", "condlora", 0, train_examples_per_second=90.0, fleet=4)
-    runs = efficiency.costs(finished([alone, together]))
-    table = efficiency.table4(runs)
-    costs = ("train examples/s", "peak memory, MiB", "training, s", "whole run, s")
-    assert {row(table, "CondLoRA")[name] for name in costs} == {"–"}
+    runs = costs.costs(finished([alone, together]))
+    table = present_efficiency.table4(runs)
+    columns = ("train examples/s", "peak memory, MiB", "training, s", "whole run, s")
+    assert {row(table, "CondLoRA")[name] for name in columns} == {"–"}
     assert "0.900" in row(table, "CondLoRA")["ratio to LoRA, same task and seed"]
     assert row(table, "CondLoRA")["adapter parameters"] == "512"
     assert row(table, "LoRA")["train examples/s"] == "100.0"
@@ -225,24 +236,24 @@ def test_speed_is_paired_and_parameters_are_counted(cell, spoil):
         cell("mnli", "lora", 0, train_examples_per_second=9.0),  # no partner: in no comparison
         spoil(cell("mnli", "condlora", 0, train_examples_per_second=900.0), "failed", "no"),
     ]
-    runs = efficiency.costs(finished(cells))
-    found = efficiency.ratios(runs, "train_examples_per_second")
+    runs = costs.costs(finished(cells))
+    found = costs.ratios(runs, "train_examples_per_second")
     assert sorted(found.ratio) == pytest.approx([0.9, 1.1])
-    assert efficiency.overall_speed(runs) == pytest.approx({"lora": 200.0, "condlora": 580 / 3})
-    ours = row(efficiency.table4(runs), "CondLoRA")
+    assert costs.overall_speed(runs) == pytest.approx({"lora": 200.0, "condlora": 580 / 3})
+    ours = row(present_efficiency.table4(runs), "CondLoRA")
     assert ours["adapter parameters"] == "512"
     assert ours["ratio to LoRA"] == "0.1667"
     assert ours["ratio to LoRA, same task and seed"] == "1.000 ± 0.141 (2)"
     assert ours["merged, speed over the backbone's"] == "0.990 ± – (1)"
-    assert row(efficiency.table4(runs), "LoRA")["merged, speed over the backbone's"] == "–"
-    assert row(efficiency.table4(runs), "LoRA")["adapter parameters"] == "3,072"
-    assert row(efficiency.table4(runs), "Paper: CondLoRA")["ratio to LoRA"] == "0.0833"
+    assert row(present_efficiency.table4(runs), "LoRA")["merged, speed over the backbone's"] == "–"
+    assert row(present_efficiency.table4(runs), "LoRA")["adapter parameters"] == "3,072"
+    assert row(present_efficiency.table4(runs), "Paper: CondLoRA")["ratio to LoRA"] == "0.0833"
     elsewhere = runs.conditions.mask(
         (runs.task == "rte") & (runs.adapter == "lora"), "another machine"
     )
-    found = efficiency.speed_ratios(runs.assign(conditions=elsewhere), "train_examples_per_second")
+    found = costs.speed_ratios(runs.assign(conditions=elsewhere), "train_examples_per_second")
     assert found.ratio.tolist() == pytest.approx([0.9])  # rte's two are not comparable
-    by_task = {tuple(r[:2]): r[3] for r in efficiency.table_by_task(runs).rows}
+    by_task = {tuple(r[:2]): r[3] for r in present_efficiency.table_by_task(runs).rows}
     assert by_task["MNLI", "LoRA"] == "–"
     assert by_task["RTE", "CondLoRA"] == "1.100 ± – (1)"
 
@@ -262,8 +273,8 @@ def test_table3_compares_runs_of_the_same_task_and_seed(cell, load, settings):
     ]
     assert result.counts == {"query": (4, 4, 4), "value": (4, 4, 4)}
     assert result.expected["value", "A"] == 4 / 32
-    assert result.random("value", "A").mean == pytest.approx(4 / 32, abs=0.01)
-    table = adapter_similarity.table3(result)
+    assert result.random_means("value", "A").mean() == pytest.approx(4 / 32, abs=0.01)
+    table = present_adapter_similarity.table3(result)
     ours = row(table, "value, ΔW")
     assert ours["1"] == "1.000 ± 0.000" and ours["7"] == "–" and ours["n"] == "2"
     assert row(table, "Paper: value, ΔW")["12"] == "0.12"
@@ -311,7 +322,7 @@ def test_a_users_own_task_stands_beside_glues_and_is_averaged_with_none(cell):
     glue = [cell(task, a, 0) for task in TASKS for a in ("lora", "condlora")]
     own = [cell("mine", "lora", 0, score=0.1), cell("mine", "condlora", 0, score=0.3)]
     of_glue, both = (
-        glue_scores.table2(glue_scores.scores(finished(cells))) for cells in (glue, glue + own)
+        present_glue_scores.table2(records.scores(finished(cells))) for cells in (glue, glue + own)
     )
     place = both.header.index("mine")
     assert both.header[:place] + both.header[place + 1 :] == of_glue.header

@@ -17,8 +17,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from analysis import report
-from analysis.present.figures import label
+from analysis.present import report as present_report
+from analysis.study.names import label
 from analysis.study.selection import open_study
 from condlora.errors import ConfigError, UserError
 from condlora.glue.prepare import prepare
@@ -468,7 +468,7 @@ def test_every_method_lands_in_the_report(tiny_cells, tmp_path):
     settings.merge_with(
         {"runs": f"{tmp_path}/runs", "results": f"{tmp_path}/results", "profile": "adhoc"}
     )
-    page = report.build(open_study(settings))
+    page = present_report.build(open_study(settings))
     for name in ("table2", "table4", "table4_by_task"):
         table = (page.parent / "tables" / f"{name}.md").read_text()
         assert [m for m in shown if f"| {label(m)} |" not in table] == []
@@ -490,7 +490,7 @@ def test_a_profile_without_any_lora_has_a_report_too(tiny_cells, tmp_path):
     settings.merge_with(
         {"runs": f"{tmp_path}/runs", "results": f"{tmp_path}/results", "profile": "adhoc"}
     )
-    page = report.build(open_study(settings))
+    page = present_report.build(open_study(settings))
     assert "| Head only |" in (page.parent / "tables" / "table2.md").read_text()
 
 

@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from analysis.glue_scores import scores
+from analysis.study.scores import scores
 from condlora.errors import AdapterError, ConfigError, RunFolderError
 from condlora.grid.cells import inspect
 from condlora.grid.listing import survey

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.present import typeset
-from analysis.present.figures import label
 from analysis.present.typeset import Section
-from analysis.study.selection import TASKS, Study, task_order
+from analysis.stats import formatting
+from analysis.study.names import TASKS, label, task_order
+from analysis.study.selection import Study
 from condlora.grid.cells import Cell
 
 
@@ -30,7 +31,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
 
     backbones = (
         f"{b['name']}: {b['layers']} layers of width {b['hidden_size']}, from {b['source']}, "
-        f"revision {b['revision'] or typeset.UNDEFINED}, weights {b['weights_sha256'][:12]}"
+        f"revision {b['revision'] or formatting.UNDEFINED}, weights {b['weights_sha256'][:12]}"
         for b in (record["backbone"] for record in records)
     )
     adapters = (f"{label(c.adapter)}: {_adapter(c.record['recipe']['adapter'])}" for c in done)
@@ -40,7 +41,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         for e in (record["environment"] for record in records)
     )
     commits = (
-        f"{(e['commit'] or typeset.UNDEFINED)[:12]}{' (with uncommitted changes)' * bool(e['dirty'])}"
+        f"{(e['commit'] or formatting.UNDEFINED)[:12]}{' (with uncommitted changes)' * bool(e['dirty'])}"
         for e in (record["environment"] for record in records)
     )
     return [
@@ -107,20 +108,20 @@ def runs_table(cells: list[Cell]) -> typeset.Table:
         record = cell.record if cell.state == "done" else None
         name = [TASKS.get(cell.task, cell.task), label(cell.adapter), str(cell.seed), cell.state]
         if record is None:
-            rows.append([*name, *[typeset.UNDEFINED] * 6, cell.reason or typeset.UNDEFINED])
+            rows.append([*name, *[formatting.UNDEFINED] * 6, cell.reason or formatting.UNDEFINED])
             continue
         environment, best = record["environment"], record["best"]
         rows.append(
             [
                 *name,
                 record["recipe_hash"][:12],
-                (environment["commit"] or typeset.UNDEFINED)[:12]
+                (environment["commit"] or formatting.UNDEFINED)[:12]
                 + "+" * bool(environment["dirty"]),
                 f"{record['recipe']['protocol']['learning_rate']:g}",
                 f"{record['steps']:,}{', stopped early' * record['stopped_early']}",
                 f"{best['step']:,}",
                 str(record["finished_at"]),
-                typeset.UNDEFINED,
+                formatting.UNDEFINED,
             ]
         )
     header = ["task", "method", "seed", "state", "recipe", "commit", "learning rate", "steps"]

@@ -3,27 +3,20 @@
 Takes the values of Figure 1's controls; every sentence follows from numbers, whichever way they fall.
 """
 
-import math
-
 import numpy as np
 import pandas as pd
-from scipy import stats
-from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from analysis.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
+from analysis.maths.conversion_controls import FLAT, PAIRS
+from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
 from analysis.present import typeset
-from analysis.stats.significance import holm
-from analysis.study.selection import MATRIX_LABEL, TASKS
+from analysis.stats import formatting
+from analysis.study.names import MATRIX_LABEL, TASKS
 
-FLAT = "flat_spectrum"
-PAIRS = {"off_diagonal": "all pairs", "deep": "deep half", "shallow": "shallow half"}
-COMPARED = [(TRAINED, CONTROL), (TRAINED, GAUSSIAN), (FLAT, GAUSSIAN)]
 LEVEL = 0.05
 # Verdicts on the likeness of trained conversion matrices.
 NOTHING, FROM_W0, MOSTLY_W0, LEARNED, UNDECIDED = (
     "nothing to explain", "W0 itself", "mostly W0 itself", "mostly learned", "undecided",
 )  # fmt: skip
-
 CHECK_IT = [
     "To check this in a minute on any encoder, without training: 1. take W₀ of the value modules of all "
     "layers; 2. draw one Gaussian A′ per layer; 3. solve W₀X = A′ in double precision; 4. compare "
@@ -50,46 +43,6 @@ def mean_phi(matrices):  # over all pairs of layers; left singular vectors, i = 
 print("Gaussian matrices:", mean_phi(A))
 print("the same through W0^-1:", mean_phi([torch.linalg.solve(w, a) for w, a in zip(W, A)]))
 """
-
-
-def compare(values: pd.DataFrame) -> pd.DataFrame:
-    """Trained runs against draws with nothing learned, per module, matrix, task and set of pairs.
-
-    If training changes nothing, a run is one more draw of the null: the exact rank test of Mann,
-    Whitney and Wilcoxon says how often n runs rank so high among the draws (p_above), or so low
-    (p_below). Both are adjusted by Holm over all comparisons of the same two sources. `smallest_p`
-    is what the test can reach at best with so few runs. low and high: Welch's 95 % interval of the
-    difference of means. Undefined where a value is, or with one run (the interval).
-    """
-    rows = []
-    keys = ["module", "matrix", "source"]
-    by_source = dict(list(values.groupby(keys)))
-    for (module, matrix, source, task), runs in values.groupby([*keys, "task"], sort=False):
-        for against in (null for trained, null in COMPARED if trained == source):
-            for pairs in PAIRS:
-                x = runs[pairs].to_numpy()
-                null = by_source[module, matrix, against][pairs].to_numpy()
-                rows.append([module, matrix, task, pairs, source, against, *_test(x, null)])
-    names = ["module", "matrix", "task", "pairs", "source", "against", "n", "mean", "null"]
-    names += ["difference", "low", "high", "p_above", "p_below", "smallest_p"]
-    tests = pd.DataFrame(rows, columns=names)
-    for side in ("above", "below"):
-        grouped = tests.groupby(["source", "against"])[f"p_{side}"]
-        tests[f"holm_{side}"] = grouped.transform(lambda p: holm(p.to_numpy()))
-    return tests
-
-
-def _test(x: np.ndarray, null: np.ndarray) -> list[float]:
-    difference = x.mean() - null.mean()
-    smallest = 1 / math.comb(len(x) + len(null), len(x))
-    if not np.isfinite([*x, *null]).all():
-        return [len(x), x.mean(), null.mean(), difference, *[math.nan] * 4, smallest]
-    low, high = math.nan, math.nan
-    if len(x) > 1:
-        both = CompareMeans(DescrStatsW(x), DescrStatsW(null))
-        low, high = both.tconfint_diff(alpha=0.05, usevar="unequal")
-    p = [stats.mannwhitneyu(x, null, alternative=side).pvalue for side in ("greater", "less")]
-    return [len(x), x.mean(), null.mean(), difference, low, high, *p, smallest]
 
 
 def verdict(tests: pd.DataFrame) -> str:
@@ -231,8 +184,8 @@ def _range(values: pd.Series | np.ndarray) -> str:
 
 
 def _number(value: float) -> str:
-    return typeset.number(value, 4)
+    return formatting.number(value, 4)
 
 
 def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else typeset.number(value, 4)
+    return "< 0.0001" if value < 0.0001 else formatting.number(value, 4)

@@ -1,0 +1,223 @@
+"""Figure 1: how alike the conversion matrices W0->A and W0->B of a LoRA's layers are.
+
+Takes the matrices of finished LoRA runs, gives heat maps of phi over pairs of layers and a table
+of their means, beside two seeded baselines of the same shapes: Gaussian matrices in the place of
+the conversion matrices (the paper's), and conversion matrices made of Gaussian A and B (ours).
+The second one asks what W0^-1 does by itself; the paper's baseline does not pass through it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from analysis.maths import subspace
+from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED, ConversionSimilarity
+from analysis.present import typeset
+from analysis.present.figures import Panel, heatmap_grid, round_up, save
+from analysis.present.typeset import Picture, Section
+from analysis.stats import formatting
+from analysis.stats.significance import summarise
+from analysis.study.names import MATRIX_LABEL, TASKS
+from analysis.study.paper import published
+
+SOURCE_LABEL = {
+    TRAINED: "trained LoRA",
+    GAUSSIAN: "Gaussian matrices",
+    CONTROL: "Gaussian A, B, W₀⁻¹",
+}
+
+
+def table(result: ConversionSimilarity) -> typeset.Table:
+    """The means under the panels, over all tasks and seeds, beside both baselines."""
+    rows = []
+    for module, matrix, source in _kinds(result):
+        cells = [
+            formatting.mean_sd(summarise(result.select(column, module, matrix, source)), 4)
+            for column in ("off_diagonal", "deep", "shallow")
+        ]
+        rows.append([module, MATRIX_LABEL[matrix], SOURCE_LABEL[source], *cells])
+    return typeset.Table(
+        name="figure1_means",
+        title="Figure 1 in numbers: mean φ between conversion matrices of two different layers",
+        header=["modules", "matrix", "source", "all pairs", "deep half", "shallow half"],
+        rows=rows,
+        data=result.values,
+        notes=[
+            "Mean ± sd (n): over runs of all tasks and seeds for trained matrices, over draws for "
+            "the Gaussian ones. A half is half of the layers; pairs lie within it. Gaussian "
+            "matrices: the paper's baseline, which does not pass through W₀⁻¹. Gaussian A, B, W₀⁻¹: "
+            "the control, which does, with nothing learned. The paper does not print the values of its figure.",
+            *result.notes,
+        ],
+        text_columns=3,
+    )
+
+
+def table_by_task(result: ConversionSimilarity) -> typeset.Table:
+    """The trained matrices' means over all pairs of layers, a column for each task."""
+    trained = result.values[result.values.source == TRAINED]
+    tasks = list(trained.task.unique())
+    rows = []
+    for (module, matrix), group in trained.groupby(["module", "matrix"], sort=False):
+        found = [summarise(group.off_diagonal[group.task == task]) for task in tasks]
+        rows.append([module, MATRIX_LABEL[matrix], *(formatting.mean_sd(x, 4) for x in found)])
+    return typeset.Table(
+        name="figure1_by_task",
+        title="Figure 1 by task: mean φ between conversion matrices of trained LoRAs",
+        header=["modules", "matrix", *(TASKS.get(task, task) for task in tasks)],
+        rows=rows,
+        data=trained,
+        notes=["Over all pairs of two different layers; mean ± sd over seeds (n)."],
+        text_columns=2,
+    )
+
+
+def _kinds(result: ConversionSimilarity) -> list[tuple[str, str, str]]:
+    v = result.values[["module", "matrix", "source"]].drop_duplicates()
+    return list(v.itertuples(index=False, name=None))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of panels: whose maps, and what stands above them."""
+
+    source: str
+    task: str
+    title: str
+
+
+def paper_panel(result: ConversionSimilarity) -> tuple[str, str] | None:
+    """(task, modules) of the paper's figure, or the nearest that was run: its modules, then the first there are."""
+    paper = published("figure1")
+    runs = result.values[result.values.source == TRAINED]
+    available = dict.fromkeys(zip(runs.task, runs.module, strict=True))
+
+    def distance(panel: tuple[str, str]) -> tuple[bool, bool]:
+        return panel[1] != paper["module"], panel[0] != paper["task"]
+
+    return min(available, key=distance, default=None)
+
+
+def draw(result: ConversionSimilarity, folder: Path) -> dict[str, Path]:
+    """Draws the paper's figure and one overview of all tasks per module kind; name -> png."""
+    panel = paper_panel(result)
+    if panel is None:
+        return {}
+    baselines = [
+        Column(GAUSSIAN, "", "Gaussian\n(the paper's baseline)"),
+        Column(CONTROL, "", "Gaussian\nA and B through W₀⁻¹"),
+    ]
+    task, module = panel
+    trained = Column(TRAINED, task, f"trained\n{TASKS.get(task, task)}, {module}")
+    figures = {"figure1": (module, [trained, *baselines])}
+    for module in result.modules:
+        runs = result.values[(result.values.source == TRAINED) & (result.values.module == module)]
+        columns = [Column(TRAINED, t, f"trained\n{TASKS.get(t, t)}") for t in runs.task.unique()]
+        figures[f"figure1_{module}"] = (module, [*columns, *baselines])
+    return {
+        name: save(_panels(result, of, columns), folder / name, _drawn(result, of, columns))[0]
+        for name, (of, columns) in figures.items()
+    }
+
+
+def _panels(result: ConversionSimilarity, module: str, columns: list[Column]) -> Figure:
+    runs = _runs_drawn(result, module, columns)
+    off_diagonal = ~np.eye(len(result.layers), dtype=bool)
+    rows, largest = [], 0.0
+    for matrix in ("A", "B"):
+        rows.append([])
+        for column in columns:
+            found = result.maps[module, matrix, column.source, column.task]
+            shown = found[:runs].mean(axis=0)
+            means = subspace.means_of_pairs(torch.from_numpy(found))[:, 0]
+            below = f"mean {formatting.mean_sd(summarise(means.numpy()), 4)}"
+            rows[-1].append(Panel(shown, f"W₀→{matrix}, {column.title}", below))
+            largest = np.fmax(largest, np.nanmax(shown[off_diagonal]))
+    return heatmap_grid(rows, limit=round_up(largest), layers=result.layers)
+
+
+def _runs_drawn(result: ConversionSimilarity, module: str, columns: list[Column]) -> int:
+    """How many maps a panel averages at most: as many draws of a baseline as there are seeds.
+
+    Panels averaged over all draws would look smooth beside a few seeds for that reason alone.
+    """
+    return max(
+        len(result.maps[module, "A", c.source, c.task]) for c in columns if c.source == TRAINED
+    )
+
+
+def _drawn(result: ConversionSimilarity, module: str, columns: list[Column]) -> pd.DataFrame:
+    """What the panels show (`phi`), and mean, sd and n over all runs or draws."""
+    x, y = np.meshgrid(result.layers, result.layers, indexing="ij")
+    runs = _runs_drawn(result, module, columns)
+    tables = []
+    for matrix in ("A", "B"):
+        for column in columns:
+            maps = result.maps[module, matrix, column.source, column.task]
+            sd = maps.std(axis=0, ddof=1) if len(maps) > 1 else np.full(x.shape, np.nan)
+            names = {"module": module, "matrix": matrix, "source": column.source}
+            numbers = {
+                "layer_x": x,
+                "layer_y": y,
+                "phi": maps[:runs].mean(axis=0),
+                "phi_mean": maps.mean(axis=0),
+                "phi_sd": sd,
+            }
+            flat = {name: values.ravel() for name, values in numbers.items()}
+            tables.append(pd.DataFrame(names | {"task": column.task} | flat | {"n": len(maps)}))
+    return pd.concat(tables)
+
+
+def section(result: ConversionSimilarity, folder: Path) -> Section:
+    """The heat maps of Figure 1 and their means; figures go to `folder`."""
+    paths = draw(result, folder)
+    panel, wanted = paper_panel(result), published("figure1")
+    text = [
+        "The paper's random baseline does not pass through W₀⁻¹: it compares Gaussian matrices "
+        "themselves. Conversion matrices are W₀⁻¹ times something, and W₀⁻¹ alone stretches "
+        "whatever it meets along the smallest singular directions of W₀; where those are alike "
+        "between layers, the products are alike with nothing learned. The third kind of panel "
+        "shows this control: Gaussian A and B of the same shapes through the same W₀⁻¹.",
+    ]
+    if panel and panel != (wanted["task"], wanted["module"]):
+        text.append(
+            "The paper's panel is MNLI, value modules; it was not run here. The first figure shows "
+            f"{TASKS.get(panel[0], panel[0])}, {panel[1]} modules."
+        )
+    pictures = {name: _heat_maps(result, name, path) for name, path in paths.items()}
+    shown = [pictures.pop("figure1")] if pictures else []
+    if result.modules:
+        shown.append(table(result))
+    details = [*pictures.values()]
+    if result.modules:
+        details.append(table_by_task(result))
+    return Section(
+        "Figure 1: are conversion matrices alike across layers?",
+        [*text, *result.notes],
+        shown,
+        details,
+    )
+
+
+def _heat_maps(result: ConversionSimilarity, name: str, path: Path) -> Picture:
+    panel = paper_panel(result)
+    module = panel[1] if name == "figure1" else name.removeprefix("figure1_")
+    what = f"{TASKS.get(panel[0], panel[0])}" if name == "figure1" else "all tasks"
+    means = [
+        f"{SOURCE_LABEL[source]}, {matrix}: "
+        f"{formatting.number(result.select('off_diagonal', module, matrix, source).mean(), 3)}"
+        for matrix in ("A", "B")
+        for source in SOURCE_LABEL
+    ]
+    return Picture(
+        path,
+        alt=f"Heat maps of φ between the layers' conversion matrices, {what}, {module} modules. "
+        f"Means off the diagonal over all tasks: {'; '.join(means)}.",
+        caption=f"φ between conversion matrices, {what}, {module} modules. Maps are means over "
+        "seeds, or over as many draws; under each, the mean off the diagonal ± sd (n) over all "
+        "seeds or draws.",
+    )

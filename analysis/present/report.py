@@ -1,0 +1,115 @@
+"""The report of a profile: every table, figure and claim beside the paper, on one page.
+
+Runs all analyses on the profile's finished runs and writes tables/, figures/, claims.json,
+report.html (self-contained) and report.md into results/<profile>/. The same runs give the same
+bytes: no date but the runs' own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from analysis.maths.amplification import amplify
+from analysis.maths.conversion_controls import controls
+from analysis.maths.lora_subspace import compare as compare_subspaces
+from analysis.maths.positions import locate
+from analysis.present import (
+    adapter_similarity,
+    amplification,
+    claims,
+    conversion_controls,
+    conversion_similarity,
+    efficiency,
+    equivalence,
+    frontier,
+    glue_scores,
+    linear_map,
+    lora_subspace,
+    positions,
+    provenance,
+    rank,
+    typeset,
+)
+from analysis.present.limits import limits
+from analysis.present.typeset import Section
+from analysis.stats.claims import collect, evaluate, in_order
+from analysis.stats.rules import VERDICTS, load_rules
+from analysis.study.paper import published
+from analysis.study.rank_runs import by_rank
+from analysis.study.selection import Study
+from analysis.study.stacks import Stack, load_stacks
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def build(study: Study, margin_points: float | None = None) -> Path:
+    """Runs all analyses of a study, writes everything, returns the path of report.html.
+
+    margin_points: the margin of equality where it is not that of claims.yaml.
+    """
+    numbers, stated = load_rules(margin_points)
+    stacks = load_stacks(study.done)
+    findings = collect(study, stacks, numbers)
+    found = evaluate(findings, numbers, stated)
+    claims.write(found, study.folder / "claims.json")
+    figures, settings = study.folder / "figures", study.settings
+    tests = equivalence.table(findings.differences, numbers)
+    all_claims = [claims.table(found), claims.table_of_parts(found)]
+    sections = [
+        glue_scores.section(findings.scores, tests, numbers.margin_points, figures),
+        conversion_similarity.section(findings.conversion, figures),
+        conversion_controls.section(controls(stacks, settings), figures),
+        linear_map.section(findings.linear_map, figures),
+        adapter_similarity.section(findings.adapters),
+        efficiency.section(findings.costs),
+        frontier.section(study.done, numbers.confidence, figures),
+        *(_of_matrices(study, stacks) if stacks else []),
+        provenance.section(study),
+    ]
+    sections = [s for s in sections if s.text or s.shown]
+    for item in [*all_claims, *(x for s in sections for x in (*s.shown, *s.details))]:
+        if isinstance(item, typeset.Table):
+            typeset.write(item, study.folder / "tables")
+    page = {
+        "profile": study.profile,
+        "cells": study.cells,
+        "unfinished": [cell for cell in study.cells if cell.state != "done"],
+        "facts": provenance.facts(study),
+        "claims": in_order(found),
+        "parts": all_claims[1],
+        "confidence": f"{100 * numbers.confidence:g}",
+        "counts": {v: sum(claim.verdict == v for claim in found) for v in VERDICTS},
+        "limits": [*study.left_out, *limits(study.done, numbers.alpha)],
+        "sections": sections,
+        "paper": published("table2"),
+    }
+    for name in ("report.html", "report.md"):
+        (study.folder / name).write_text(_render(name, page), encoding="utf-8")
+    return study.folder / "report.html"
+
+
+def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
+    """What there is to say only where a method's update is one B A a layer."""
+    figures, settings = study.folder / "figures", study.settings
+    return [
+        lora_subspace.section(compare_subspaces(stacks, settings), figures),
+        amplification.section(amplify(stacks, settings), figures),
+        rank.section(by_rank(study.done, stacks, settings), figures),
+        positions.section(locate(stacks, settings), figures),
+    ]
+
+
+def _render(name: str, page: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = typeset.markdown_text
+    environment.filters["md_table"] = typeset.markdown
+    environment.tests["table"] = lambda item: isinstance(item, typeset.Table)
+    return environment.get_template(f"{name}.j2").render(page)
