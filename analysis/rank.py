@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     # Imported here: these take seconds, and a wrong setting is reported without them.
     from analysis.present import rank_similarity, typeset
     from analysis.present.rank import draw, table
-    from analysis.study.rank_runs import by_rank
+    from analysis.stats.rank_runs import by_rank
     from analysis.study.rank_selection import load_ranks
 
     result = by_rank(study.done, load_ranks(study.done), study.settings)

@@ -14,9 +14,9 @@ from analysis.present import rank_similarity
 from analysis.present.figures import COLUMN_WIDTH, METHOD_LINE, method_style, save
 from analysis.present.typeset import Picture, Section, Table
 from analysis.stats import formatting
+from analysis.stats.rank_runs import COMPARED, RankStudy
 from analysis.stats.significance import summarise
 from analysis.study.names import REFERENCE, TASKS, adapter_order, label, task_order
-from analysis.study.rank_runs import COMPARED, RankStudy
 
 
 def table(result: RankStudy) -> Table:

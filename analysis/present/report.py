@@ -34,9 +34,9 @@ from analysis.present import (
 from analysis.present.limits import limits
 from analysis.present.typeset import Section
 from analysis.stats.claims import collect, evaluate, in_order
+from analysis.stats.rank_runs import by_rank
 from analysis.stats.rules import VERDICTS, load_rules
 from analysis.study.paper import published
-from analysis.study.rank_runs import by_rank
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks
 

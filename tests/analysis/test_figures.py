@@ -68,8 +68,8 @@ def test_the_control_shows_what_the_inverse_does_by_itself(cells, load, settings
         return found
 
     result = conversion_similarity.figure1(load_stacks(cells, on_shared), settings)
-    assert result.summary("off_diagonal", "value", "A", CONTROL).mean > 0.9
-    assert result.summary("off_diagonal", "value", "A", GAUSSIAN).mean < 0.2
+    assert result.select("off_diagonal", "value", "A", CONTROL).mean() > 0.9
+    assert result.select("off_diagonal", "value", "A", GAUSSIAN).mean() < 0.2
 
 
 def test_weights_without_inverse_are_said_and_not_drawn(cells, load, settings, tmp_path):
@@ -166,10 +166,10 @@ def test_differences_are_drawn_only_for_pairs(cell, tmp_path):
 
 
 def test_many_methods_have_a_row_each_the_best_first_and_a_dot_a_seed(cell):
-    scores = {"lora": 0.8, "condlora": 0.7, "vera": 0.9, "tied_lora": 0.6, "lora_xs": 0.3}
+    points = {"lora": 0.8, "condlora": 0.7, "vera": 0.9, "tied_lora": 0.6, "lora_xs": 0.3}
     cells = [
         cell(task, adapter, seed, score)
-        for adapter, score in scores.items()
+        for adapter, score in points.items()
         for task in ("cola", "rte")
         for seed in (0, 1)
     ]

@@ -11,7 +11,7 @@ from analysis.maths import conversion_similarity, rank_similarity
 from analysis.maths.rank_similarity import CONTROL, METHODS, TRAINED
 from analysis.present import rank as present_rank
 from analysis.present import rank_similarity as present_rank_similarity
-from analysis.study import rank_runs
+from analysis.stats import rank_runs
 from analysis.study.rank_selection import load_ranks, method_of, scaling, shown_rank
 from analysis.study.selection import Settings
 from tests.analysis.conftest import FakeFactors
