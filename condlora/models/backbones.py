@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from condlora.errors import BackboneError, ConfigError, NetworkError, first_line
 from condlora.files import content_sha256
+from condlora.models.fetch import fetched_folder
 from condlora.models.heads import find_head, fit_to_each_other, initialise_head, longest_input
 
 
@@ -109,6 +110,8 @@ def _place(cfg: DictConfig) -> tuple[str, str | None]:
         return cfg.model, cfg.revision
     if cfg.source == "package":
         return str(_package_folder(cfg.package, cfg.folder)), None
+    if cfg.source == "fetched":
+        return str(fetched_folder(cfg.archive)), None
     if cfg.source == "folder":
         if not (Path(cfg.path) / "config.json").is_file():
             raise BackboneError(
@@ -116,7 +119,7 @@ def _place(cfg: DictConfig) -> tuple[str, str | None]:
             )
         return cfg.path, None
     raise ConfigError(
-        f"Unknown backbone source {cfg.source!r}: choose hub, package, folder or random."
+        f"Unknown backbone source {cfg.source!r}: choose hub, package, fetched, folder or random."
     )
 
 

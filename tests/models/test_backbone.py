@@ -72,7 +72,11 @@ def test_head_is_drawn_anew_from_the_seed_and_nothing_else_changes(tiny):
     ("changes", "error", "message"),
     [
         ({"path": "nowhere"}, BackboneError, "holds no config.json: set backbone.path"),
-        ({"source": "cloud", "path": "x"}, ConfigError, "choose hub, package, folder or random"),
+        (
+            {"source": "cloud", "path": "x"},
+            ConfigError,
+            "choose hub, package, fetched, folder or random",
+        ),
         (
             {"source": "package", "package": "no_such_package", "folder": "m", "path": "x"},
             BackboneError,

@@ -43,6 +43,7 @@ ARCHITECTURES = {
         "local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 0, "sep_token_id": 0,
         "classifier_pooling": "mean",
     },
+    "mpnet": SIZES | {"relative_attention_num_buckets": 32},
     "roberta": SIZES,
     "deberta-v2": SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
 }  # fmt: skip
@@ -52,6 +53,7 @@ MODULES = {
     "gpt2": ["c_attn"],
     "llama": ["q_proj", "v_proj"],
     "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
     "roberta": ["query", "value"],
     "deberta-v2": ["query_proj", "value_proj"],
 }
@@ -69,6 +71,8 @@ def classifier():
             family, vocab_size=50, pad_token_id=PAD, bos_token_id=2, eos_token_id=3, num_labels=3,
             **ARCHITECTURES[family],
         )  # fmt: skip
+        if family == "mpnet":  # which has no other
+            attention = "eager"
         model = AutoModelForSequenceClassification.from_config(
             config, attn_implementation=attention
         )
@@ -341,9 +345,12 @@ def test_record_says_that_attention_was_packed(cell):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (("adapter=prompt_tuning",), "has no place for the tokens"),
-        (("adapter=prefix_tuning",), "has no place for the tokens"),
-        (("runtime.attention=flex_attention",), "has no runtime.attention=flex_attention"),
+        (("adapter=prompt_tuning",), "does not support adapters that add tokens"),
+        (("adapter=prefix_tuning",), "does not support adapters that add tokens"),
+        (
+            ("runtime.attention=flex_attention",),
+            "does not support runtime.attention=flex_attention",
+        ),
     ],
 )
 def test_what_cannot_be_packed_is_refused_with_what_to_set(cell, overrides, reason):
@@ -353,7 +360,9 @@ def test_what_cannot_be_packed_is_refused_with_what_to_set(cell, overrides, reas
 
 def test_other_families_are_refused_with_what_to_set(tiny_cells):
     words = ("task=mrpc", "protocol.max_length=32", *CELLS["deberta"], "runtime.padding=packed")
-    with pytest.raises(ConfigError, match=r"knows no deberta-v2, only bert, .*padding=longest"):
+    with pytest.raises(
+        ConfigError, match=r"does not support deberta-v2, only bert, .*padding=longest"
+    ):
         finetune.run(tiny_cells(*words)[0])
 
 
