@@ -1,0 +1,130 @@
+"""Write the tables in docs/ that repeat results, from the committed files: `python scripts/update_docs.py [--check]`.
+
+Between `<!-- table NAME -->` and `<!-- end -->` stands what the function NAME below gives. --check changes nothing
+and ends with status 1 where a table is not up to date.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CONTROLS = {
+    "condlora_random": "A Gaussian matrix of W₀'s scale in W₀'s place",
+    "condlora_spectrum": "W₀'s singular values with random singular vectors",
+    "share_lora_ab": "One A and one B for all layers, without W₀",
+    "condlora_other_layer": "The next layer's W₀",
+    "condlora_frozen_a": "θ_A frozen at its initial values",
+    "vera": "VeRA",
+    "tied_lora": "Tied-LoRA",
+    "lora": "LoRA",
+}
+
+
+def embedded() -> list[str]:
+    """The first rows of Table 2 of the profile embedded: LoRA, CondLoRA and their difference."""
+    text = (RESULTS / "embedded/tables/table2.md").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith("|")][:5]
+
+
+def kinship() -> list[str]:
+    return _controls("kinship")
+
+
+def kinship_glue() -> list[str]:
+    return _controls("kinship_glue")
+
+
+def _controls(profile: str) -> list[str]:
+    """Score − CondLoRA's of the controls that a profile has, with its interval."""
+    found = pd.read_csv(RESULTS / profile / "tables/frontier.csv").set_index("method")
+    columns = ["less_condlora", "less_condlora_low", "less_condlora_high"]
+    rows = []
+    for method in (name for name in CONTROLS if name in found.index):
+        mean, low, high = (f"{x:z.1f}".replace("-", "−") for x in found.loc[method, columns])
+        parameters = f"{found.parameters[method]:,.0f}"
+        rows.append([CONTROLS[method], parameters, f"{mean} [{low}, {high}]"])
+    return _table(["", "trained parameters", "score − CondLoRA's"], rows)
+
+
+def kinship_rank() -> list[str]:
+    """Scores at equal numbers of parameters: a row for each number, a column for each method."""
+    found = pd.read_csv(RESULTS / "kinship_rank/tables/frontier.csv")
+    methods = {
+        "lora": "LoRA",
+        "share_lora_ab": "One A and one B",
+        "condlora": "CondLoRA",
+        "condlora_random": "Gaussian in W₀'s place",
+    }
+    found["of"] = found.method.str.rpartition("_r")[0]
+    found["text"] = [f"{s:.1f} ± {sd:.1f}" for s, sd in zip(found.score, found.sd, strict=True)]
+    wide = found.pivot(index="parameters", columns="of", values="text").reindex(columns=methods)
+    rows = [
+        [f"{n:,.0f}", *row] for n, row in zip(wide.index, wide.fillna("").to_numpy(), strict=True)
+    ]
+    return _table(["parameters", *methods.values()], rows)
+
+
+def speed() -> list[str]:
+    """Training steps of LoRA on MiniLM relative to the Trainer."""
+    found = pd.read_csv(RESULTS / "benchmark/training.csv")
+    found = found.set_index(["model", "method", "variant", "task"]).sort_index()
+    names = {
+        "longest": "padded to the longest",
+        "packed": "packed",
+        "fleet_4": "packed, four runs jointly",
+    }
+    columns = [
+        (over, task)
+        for over in ("over_trainer_512", "over_trainer_dynamic")
+        for task in ("cola", "rte")
+    ]
+    forms = [".0f", ".1f", ".2f", ".2f"]
+    rows = [
+        [name, *(f"{found.loc[('minilm', 'lora', variant, task), over]:{form}}"
+                 for (over, task), form in zip(columns, forms, strict=True))]
+        for variant, name in names.items()
+    ]  # fmt: skip
+    header = [
+        "relative to the Trainer",
+        "padded to 512: CoLA",
+        "RTE",
+        "dynamic padding: CoLA",
+        "RTE",
+    ]
+    return _table(header, rows)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+TABLES = {f.__name__: f for f in (embedded, kinship, kinship_glue, kinship_rank, speed)}
+
+
+def updated(text: str) -> str:
+    """A page with every marked table written again."""
+    return MARKED.sub(lambda m: m[1] + "\n".join(TABLES[m[2]]()) + "\n" + m[3], text)
+
+
+def main() -> None:
+    outdated = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        if updated(text) != text:
+            outdated.append(path.relative_to(ROOT).as_posix())
+            if "--check" not in sys.argv:
+                path.write_text(updated(text), encoding="utf-8")
+    if outdated and "--check" in sys.argv:
+        sys.exit(
+            f"Tables are not up to date in {', '.join(outdated)}: run python scripts/update_docs.py."
+        )
+
+
+if __name__ == "__main__":
+    main()
