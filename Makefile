@@ -16,7 +16,7 @@ help: ## list the targets
 .PHONY: install
 install: $(INSTALLED) ## make .venv and install the pinned requirements
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'error: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...' >&2; exit 2; }
 	$(PYTHON) -m venv .venv
@@ -43,9 +43,23 @@ report: $(INSTALLED) ## tables, figures and report of a PROFILE's finished runs
 list: $(INSTALLED) ## the runs of a PROFILE: done, stale, failed or missing, and the time that remains
 	@$(BIN)/python scripts/list.py profile=$(PROFILE)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
+SLOW := slow or gpu or cluster
+
 .PHONY: test
-test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest -n 2
+test: $(INSTALLED) ## run the fast tests: about five minutes on two cores
+	$(PYTEST) -m 'not ($(SLOW))'
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## run the tests that `make test` leaves out; those for a GPU or a cluster are skipped without one
+	$(PYTEST) -m '$(SLOW)'
+
+.PHONY: test-all
+test-all: test test-slow ## run all tests
+
+.PHONY: test-versions
+test-versions: $(INSTALLED) ## test the PEFT method with the oldest and the newest dependencies allowed (downloads them)
+	$(BIN)/python -m tests.versions
 
 .PHONY: benchmark
 benchmark: $(INSTALLED) ## time the analysis and a training step beside the stated measures
@@ -58,3 +72,7 @@ soak: $(INSTALLED) ## kill runs, disks and launchers at random for half an hour;
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(INSTALLED) ## check types; strict on condlora/tuner
+	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""Where files are: the checkout, its Hydra configs, and the cache of downloads."""
+"""Where files are: the checkout, the Hydra configs, and the cache of downloads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+ROOT = Path(__file__).resolve().parents[1]  # of a checkout; of an installed wheel, site-packages
+
+# setup.py puts the configs there in a wheel.
+_INSTALLED_CONFIGS = Path(__file__).resolve().parent / "configs"
+IS_CHECKOUT = not _INSTALLED_CONFIGS.is_dir()
+CONFIGS = ROOT / "configs" if IS_CHECKOUT else _INSTALLED_CONFIGS
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,6 @@
-"""The versions of other libraries that condlora was written for; imports nothing but the standard library.
+"""The versions of other libraries that condlora supports; imports nothing but the standard library.
 
-Checked on import: a library that is too old fails in words of its own, far from the cause, or not at all.
+Checked when condlora is imported, because a library that is too old fails later with an unrelated message, or not at all.
 """
 
 from __future__ import annotations
@@ -8,39 +8,73 @@ from __future__ import annotations
 import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
-# As in pyproject.toml: from the first version on and below the second.
+# The ranges of pyproject.toml: from the first version, below the second.
 SUPPORTED = {
     "torch": ("2.11", "2.14"),
-    "transformers": ("5.17", "6"),
+    "transformers": ("5.17", "5.24"),
     "peft": ("0.21", "0.22"),
-    "huggingface_hub": ("2", "3"),
+    "huggingface_hub": ("1", "3"),
 }
 
 
 def require_versions() -> None:
-    """Refuse a library that is missing or too old; warn of one that is newer than any this was tested with.
+    """Check the installed libraries: refuse one that is missing or too old, warn of one that is not tested.
 
     Raises:
-        ImportError: in one sentence, with the command that mends it.
+        ImportError: in one sentence, with the command that installs the supported version.
     """
-    for name, (least, below) in SUPPORTED.items():
-        mend = f"pip install '{name}>={least},<{below}'"
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            raise ImportError(f"condlora needs {name}, which is not installed: {mend}") from None
-        if _numbers(found) < _numbers(least):
+    found = {name: _installed(name) for name in SUPPORTED}
+    for name, (least, _) in SUPPORTED.items():
+        if _numbers(found[name]) < _numbers(least):
             raise ImportError(
-                f"condlora needs {name} {least} or newer, and {found} is installed: {mend}"
+                f"condlora needs {name} {least} or newer, but {found[name]} is installed: {_install(name)}"
             )
-        if _numbers(found) >= _numbers(below):
-            warnings.warn(
-                f"condlora is not tested with {name} {found}; if something fails: {mend}",
-                stacklevel=3,
+    wanted = _peft_required_by_transformers()
+    pair_fails = wanted is not None and _numbers(found["peft"]) < _numbers(wanted)
+    if pair_fails:
+        _warn(
+            f"transformers {found['transformers']} needs peft {wanted} or newer for its own adapter methods "
+            f"(add_adapter and others), but peft {found['peft']} is installed: {_install('transformers')}"
+        )
+    for name, (_, below) in SUPPORTED.items():
+        if _numbers(found[name]) >= _numbers(below) and not (pair_fails and name == "transformers"):
+            _warn(
+                f"condlora is not tested with {name} {found[name]}; if it fails: {_install(name)}"
             )
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        raise ImportError(
+            f"condlora needs {name}, which is not installed: {_install(name)}"
+        ) from None
+
+
+def _install(name: str) -> str:
+    least, below = SUPPORTED[name]
+    return f"pip install '{name}>={least},<{below}'"
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)  # the line that imports condlora
+
+
+def _peft_required_by_transformers() -> str | None:
+    """The oldest peft that the installed transformers accepts, read from its table without importing it."""
+    spec = find_spec("transformers")
+    folders = (spec and spec.submodule_search_locations) or ()
+    for folder in folders:
+        table = Path(folder, "dependency_versions_table.py")
+        if table.is_file() and (match := re.search(r'"peft>=([\d.]+)', table.read_text("utf-8"))):
+            return match[1]
+    return None
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """(2, 13, 0) of "2.13.0+cpu"."""
+    """(2, 13, 0) for "2.13.0+cpu"."""
     return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", text)[0].split("."))

@@ -1,8 +1,9 @@
-"""A library that is too old is refused in a sentence, before anything of it is imported."""
+"""A library that is missing or too old is refused when condlora is imported; an untested one or pair is named."""
 
 import subprocess
 import sys
 import tomllib
+import warnings
 
 import pytest
 
@@ -10,36 +11,56 @@ from condlora import versions
 from tests.tasks import ROOT
 
 
-def test_the_ranges_are_those_of_the_package():
+def test_ranges_equal_those_of_the_package():
     with (ROOT / "pyproject.toml").open("rb") as file:
         stated = tomllib.load(file)["project"]["dependencies"]
     for name, (least, below) in versions.SUPPORTED.items():
         assert f"{name}>={least},<{below}" in stated
 
 
-def installed(tmp_path, name, version):
-    """Make Python find this version of a package first, as its metadata tell."""
-    folder = tmp_path / f"{name}-{version}.dist-info"
+def test_pinned_versions_are_supported_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        versions.require_versions()
+
+
+def test_importing_condlora_refuses_an_old_library_before_it_imports_torch(tmp_path):
+    folder = tmp_path / "peft-0.18.1.dist-info"  # which Python finds before the installed one
     folder.mkdir()
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.18.1\n")
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
-    words = [sys.executable, "-c", "import condlora"]
-    return subprocess.run(words, env=env, capture_output=True, text=True, cwd=tmp_path)
-
-
-@pytest.mark.parametrize(("name", "version"), [("peft", "0.18.1"), ("transformers", "4.57.0")])
-def test_an_old_library_is_refused(tmp_path, name, version):
-    done = installed(tmp_path, name, version)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    least, below = versions.SUPPORTED[name]
-    assert last == (
-        f"ImportError: condlora needs {name} {least} or newer, and {version} is installed: "
-        f"pip install '{name}>={least},<{below}'"
+    command = [sys.executable, "-c", "import condlora"]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 1
+    least, below = versions.SUPPORTED["peft"]
+    assert ended.stderr.splitlines()[-1] == (
+        f"ImportError: condlora needs peft {least} or newer, but 0.18.1 is installed: "
+        f"pip install 'peft>={least},<{below}'"
     )
 
 
-def test_a_missing_library_is_said(monkeypatch):
+@pytest.fixture
+def install(monkeypatch):
+    """A function (**versions) that makes require_versions find these versions installed."""
+
+    def pretend(**others):
+        found = {name: least for name, (least, _) in versions.SUPPORTED.items()} | others
+        monkeypatch.setattr(versions, "version", found.get)
+
+    return pretend
+
+
+@pytest.mark.parametrize("name", list(versions.SUPPORTED))
+def test_each_old_library_is_refused(install, name):
+    install(**{name: "0.0.1"})
+    with pytest.raises(
+        ImportError, match=rf"condlora needs {name} \S+ or newer, but 0.0.1 is inst"
+    ):
+        versions.require_versions()
+
+
+def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(versions.SUPPORTED, "no_such_library", ("1", "2"))
     with pytest.raises(
         ImportError, match=r"condlora needs no_such_library, which is not installed: pip install"
@@ -47,7 +68,27 @@ def test_a_missing_library_is_said(monkeypatch):
         versions.require_versions()
 
 
-def test_a_newer_library_is_tried_with_a_warning(monkeypatch):
-    monkeypatch.setitem(versions.SUPPORTED, "peft", ("0.1", "0.2"))
-    with pytest.warns(UserWarning, match="condlora is not tested with peft 0"):
+def test_a_newer_library_gives_a_warning(install):
+    install(peft="0.99.0")
+    with pytest.warns(
+        UserWarning, match=r"condlora is not tested with peft 0\.99\.0; if it fails:"
+    ):
         versions.require_versions()
+
+
+def test_transformers_that_needs_a_newer_peft_is_named_with_it(install, monkeypatch):
+    install(transformers="5.24.0", peft="0.21.2")
+    monkeypatch.setattr(versions, "_peft_required_by_transformers", lambda: "0.22.0")
+    with pytest.warns(UserWarning) as caught:
+        versions.require_versions()
+    least, below = versions.SUPPORTED["transformers"]
+    assert [str(one.message) for one in caught] == [
+        "transformers 5.24.0 needs peft 0.22.0 or newer for its own adapter methods (add_adapter and others), "
+        f"but peft 0.21.2 is installed: pip install 'transformers>={least},<{below}'"
+    ]
+
+
+def test_the_peft_that_transformers_needs_is_read_from_its_own_table():
+    from transformers.dependency_versions_table import deps
+
+    assert deps["peft"] == f"peft>={versions._peft_required_by_transformers()}"
