@@ -35,7 +35,8 @@ class CondLoraConfig(PeftConfig):
         r: rank of the update, at most the smaller dimension of each target weight.
         lora_alpha: the update is scaled by `lora_alpha / r`.
         lora_dropout: dropout on the input of A. The frozen layer's own input is not dropped.
-        form: how A (r, in) and B (out, r) come from W (out, in):
+        form: how A (r, in) and B (out, r) come from W (out, in). None (default) is "code" where all target modules are
+            square and "consistent" otherwise; it is filled in, and saved, when the adapter is attached.
             "code"       A = theta_A W^T, B = W theta_B^T    the released code; square W only
             "literal"    A = theta_A W^T, B = W^T theta_B^T  equations 5 and 6 with W0 = W; square W only
             "consistent" A = theta_A W,   B = W theta_B^T    equations 5 and 6 with W0 = W^T; any shape
@@ -72,7 +73,7 @@ class CondLoraConfig(PeftConfig):
     r: int = 8
     lora_alpha: int = 8
     lora_dropout: float = 0.0
-    form: Literal["code", "literal", "consistent"] = "code"
+    form: Literal["code", "literal", "consistent"] | None = None
     method: str = "condlora"
     options: dict[str, Any] = field(default_factory=dict)
     sharing: Literal["path", "shape"] = "path"
@@ -97,10 +98,12 @@ class CondLoraConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
-        for name, choices in (("form", FORMS), ("sharing", SHARING), ("bias", BIAS)):
+        for name, choices in (("form", (None, *FORMS)), ("sharing", SHARING), ("bias", BIAS)):
             value = getattr(self, name)
             if value not in choices:
-                raise AdapterError(f"Unknown {name} {value!r}: choose one of {', '.join(choices)}.")
+                raise AdapterError(
+                    f"Unknown {name} {value!r}: choose one of {', '.join(filter(None, choices))}."
+                )
         self.options = options_of(method_of(self))
         for name, r in {"r": self.r, **self.rank_pattern}.items():
             if not isinstance(r, int) or r < 1:

@@ -1,4 +1,4 @@
-"""What happens around a forward pass of the whole model: drawn ranks, and batches of which each row has its adapter."""
+"""What happens around a forward pass of the whole model: drawn ranks, a penalty, and an adapter for each row of a batch."""
 
 from __future__ import annotations
 
@@ -71,3 +71,21 @@ def draw_ranks(model: nn.Module, _: Any) -> None:
         rank = int(torch.randint(1, highest + 1, (), device="cpu"))
         for layer in layers:
             layer.drawn_rank[name] = min(rank, layer.r[name])
+
+
+def add_penalty(model: nn.Module, _: Any, outputs: Any) -> None:
+    """For pruned methods, after each forward pass in training: their penalty is added to the model's loss.
+
+    A hook of the model itself, as PEFT calls it past the tuner where the config has no task type.
+    """
+    if not model.training or getattr(outputs, "loss", None) is None:
+        return
+    penalties = [
+        layer.penalty(name)
+        for layer in model.modules()
+        if isinstance(layer, CondLoraLayer) and not layer.disable_adapters
+        for name in layer.active_adapters
+        if name in layer.method and layer.method[name].is_pruned
+    ]
+    if penalties:
+        outputs.loss = outputs.loss + torch.stack(penalties).mean()

@@ -32,6 +32,17 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if is_spread else 1
 
 
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """The shape (out, in) of a linear layer's weight; a quantised weight is stored in another."""
+    if isinstance(module, Conv1D):
+        in_features, out_features = module.weight.shape
+    elif resolve_quantization_backend(module) is not None:
+        out_features, in_features = module.out_features, module.in_features
+    else:
+        out_features, in_features = module.weight.shape
+    return out_features, in_features
+
+
 class CondLoraLayer(BaseTunerLayer):
     """What PEFT expects of an adapted layer, over tensors that it may share with others."""
 
@@ -68,6 +79,7 @@ class CondLoraLayer(BaseTunerLayer):
         self.made: dict[str, tuple] = {}  # A and B made at inference, see `_factors`
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
         self.is_conv1d = isinstance(self.get_base_layer(), Conv1D)
+        self.out_features, self.in_features = weight_shape(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.pretrained: tuple | None = None  # the base layer's weight while adapters are merged

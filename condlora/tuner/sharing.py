@@ -1,20 +1,31 @@
-"""Which target modules share one pair of maps, and the checks that a target and its group must pass."""
+"""Which target modules share one set of tensors: with CondLoRA, one pair of maps."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from transformers.pytorch_utils import Conv1D
 
-from condlora.errors import AdapterError
 from condlora.tuner.config import CondLoraConfig
-from condlora.tuner.methods.base import Method
 
-if TYPE_CHECKING:
-    from condlora.tuner.layer import CondLoraLayer
+
+@dataclass(frozen=True)
+class Target:
+    """A module that gets an adapter: its path in the model, and the shape (out, in) of its weight.
+
+    is_step: it stands directly in an `nn.Sequential`, so that the number at the end of its path is its place in a
+    computation and no layer index.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    is_step: bool = False
+
+    @classmethod
+    def of(cls, path: str, shape: Sequence[int], parent: nn.Module) -> Target:
+        out_features, in_features = shape
+        return cls(path, (out_features, in_features), isinstance(parent, nn.Sequential))
 
 
 def layer_index(path: str) -> int | None:
@@ -24,71 +35,69 @@ def layer_index(path: str) -> int | None:
 
 def sharing_group(path: str) -> str:
     """The module path without its layer index."""
-    parts = path.split(".")
-    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(part for i, part in enumerate(parts) if i != index)
+    numbers = _numbers(path)
+    return _without(path, numbers[0]) if numbers else path
 
 
-def block_of(group: str, path: str, layers_per_map: int | None) -> str:
-    """The part of a sharing group that shares one set of tensors: all of it, or a block of neighbouring layers."""
-    index = layer_index(path)
-    if layers_per_map is None or index is None:
-        return group
-    return f"{group}.block-{index // layers_per_map}"
+def sharing_groups(targets: Iterable[Target], config: CondLoraConfig) -> dict[str, str]:
+    """The name of the sharing group of every target, by path.
 
+    With sharing="shape" it is the shape, "16x24". With sharing="path" it is the path without its layer index. That is
+    the first number, or, where modules of that kind then had different shapes (Swin's stages), the first number that
+    leaves only equal shapes together. Where there is no such number a module shares with no other.
 
-def check_target(base: nn.Module, path: str, config: CondLoraConfig) -> None:
-    """Refuse what is no linear layer; let `fan_in_fan_out` say what the layer is.
-
-    Raises:
-        AdapterError: with what is supported.
+    `layers_per_map` divides each of these groups into blocks of neighbouring layers.
     """
-    # The attention reads this layer's weight and never calls it: an adapter on it would do nothing.
-    is_read_only = isinstance(base, NonDynamicallyQuantizableLinear)
-    if is_read_only or not isinstance(base, nn.Linear | Conv1D):
-        kind = "nn.MultiheadAttention's output" if is_read_only else f"a {type(base).__name__}"
-        raise AdapterError(
-            f"{path} is {kind}, and CondLoRA adapts nn.Linear, transformers' Conv1D and bitsandbytes' linear "
-            "layers: choose other target_modules."
-        )
-    config.fan_in_fan_out = isinstance(base, Conv1D)
+    if config.sharing == "shape":
+        return {
+            target.path: block_of(sizes(target.shape, "x"), layer_index(target.path), config)
+            for target in targets
+        }
+    kinds: dict[str, list[Target]] = {}
+    for target in targets:
+        parts = target.path.split(".")
+        kind = ".".join("*" if part.isdigit() else part for part in parts)
+        kinds.setdefault(kind, []).append(target)
+    groups = {}
+    for members in kinds.values():
+        position = _layer_position(members)
+        for target in members:
+            index = None if position is None else int(target.path.split(".")[position])
+            groups[target.path] = block_of(_without(target.path, position), index, config)
+    return groups
 
 
-def check_fit(config: CondLoraConfig, method: Method, r: int, shape: torch.Size, path: str) -> None:
-    """Refuse a rank or a form that a weight of this shape (out, in) cannot have, with an AdapterError."""
-    if r > min(shape):
-        raise AdapterError(
-            f"Rank {r} is above the smaller side of {path}, which is {sizes(shape)}: "
-            f"choose r of at most {min(shape)}."
-        )
-    if method.needs_square and shape[0] != shape[1]:
-        raise AdapterError(
-            f"{path} is {sizes(shape)}, and the form {config.form!r} is defined for square "
-            'weights only: set form="consistent" or choose other target_modules.'
-        )
+def block_of(group: str, index: int | None, config: CondLoraConfig) -> str:
+    """The part of a group that shares one set of tensors: all of it, or a block of neighbouring layers."""
+    if config.layers_per_map is None or index is None:
+        return group
+    return f"{group}.block-{index // config.layers_per_map}"
 
 
-def check_shared(holder: CondLoraLayer, adapter_name, r, alpha, shape, path: str) -> None:
-    if (holder.r[adapter_name], holder.lora_alpha[adapter_name]) != (r, alpha):
-        raise AdapterError(
-            f"{path} shares its maps with modules of another rank or alpha: write rank_pattern and alpha_pattern "
-            "for whole sharing groups, such as {'query': 4}, not for single layers."
-        )
-    if holder.frozen_weight().shape != shape:
-        raise AdapterError(
-            f"{path} is {sizes(shape)}, another shape than the modules it shares its maps with: "
-            'set sharing="shape", or adapt them with separate adapters.'
-        )
+def _layer_position(members: list[Target]) -> int | None:
+    """Which component is the layer index in the paths of modules of one kind; None if no number will do."""
+    candidates = _numbers(members[0].path)
+    last = members[0].path.count(".")
+    if any(target.is_step for target in members):
+        candidates = [position for position in candidates if position != last]
+    for position in candidates:
+        shapes: dict[str, set[tuple[int, int]]] = {}
+        for target in members:
+            shapes.setdefault(_without(target.path, position), set()).add(target.shape)
+        if all(len(of_group) == 1 for of_group in shapes.values()):
+            return position
+    return None
 
 
-def check_shapes_named(config: CondLoraConfig, shapes: set[str]) -> None:
-    unknown = sorted({*config.rank_pattern, *config.alpha_pattern} - set(shapes))
-    if unknown:
-        raise AdapterError(
-            f'With sharing="shape", rank_pattern and alpha_pattern name shapes, here {", ".join(sorted(shapes))}: '
-            f"{', '.join(unknown)} is none of them."
-        )
+def _numbers(path: str) -> list[int]:
+    """The positions of the numeric components of a path."""
+    return [position for position, part in enumerate(path.split(".")) if part.isdigit()]
 
 
-def sizes(shape) -> str:
-    return " x ".join(map(str, shape))
+def _without(path: str, position: int | None) -> str:
+    return ".".join(part for i, part in enumerate(path.split(".")) if i != position)
+
+
+def sizes(shape: Iterable[int], separator: str = " x ") -> str:
+    """A shape in words: "16 x 24"."""
+    return separator.join(map(str, shape))

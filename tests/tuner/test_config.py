@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
-from condlora.tuner.sharing import layer_index, sharing_group
+from condlora.tuner.sharing import Target, layer_index, sharing_group, sharing_groups
 from tests.tuner.families import FAMILIES, adapted
 
 
@@ -32,8 +33,35 @@ def test_fields_that_loraconfig_has_too_have_its_names_and_defaults():
 
 def test_defaults_are_the_papers():
     config = CondLoraConfig()
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.form) == (8, 8, 0.0, "code")
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 8, 0.0)
     assert config.sharing == "path"
+
+
+def test_a_form_left_out_is_the_papers_on_square_weights_and_is_saved(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*square weights only")
+        model = adapted("bert", None)
+    model.save_pretrained(tmp_path)
+    assert CondLoraConfig.from_pretrained(tmp_path).form == "code"
+
+
+def test_a_form_left_out_is_consistent_where_a_weight_is_not_square(tmp_path):
+    with pytest.warns(UserWarning, match='k_proj is 8 x 16.* form="consistent" is used') as caught:
+        model = adapted("llama", None, target_modules=["q_proj", "k_proj"])
+    assert sum("is used for all" in str(w.message) for w in caught) == 1
+    model.save_pretrained(tmp_path)
+    assert CondLoraConfig.from_pretrained(tmp_path).form == "consistent"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "k_proj is 8 x 16")
+        PeftModel.from_pretrained(FAMILIES["llama"].build(), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["tied_lora", "dylora"])
+def test_methods_without_a_form_are_saved_as_before(method):
+    model = adapted("llama", None, method=method, target_modules=["k_proj"])
+    assert model.peft_config["default"].form == "code"
+    with pytest.raises(AdapterError, match="leave form out"):
+        CondLoraConfig(method=method, form="consistent")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +219,7 @@ def test_parameter_counts_of_table_4():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_modules": ["intermediate.dense"]}, 'set form="consistent"'),
+        ({"target_modules": ["intermediate.dense"], "form": "code"}, 'set form="consistent"'),
         (
             {"target_modules": ["word_embeddings"]},
             "Embedding, and CondLoRA adapts nn.Linear, .*Conv1D",
@@ -225,13 +253,80 @@ def test_convolutions_and_embeddings_are_refused_by_name(module):
         get_peft_model(nn.ModuleDict({"one": module}), CondLoraConfig(r=2, target_modules=["one"]))
 
 
-def test_modules_of_two_shapes_under_one_path_are_refused():
-    class Narrowing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 4)])
+def groups(paths_and_shapes, **settings):
+    targets = [Target(path, shape) for path, shape in paths_and_shapes]
+    return sharing_groups(targets, CondLoraConfig(**settings))
 
-    with pytest.raises(AdapterError, match='sharing="shape"'):
-        get_peft_model(
-            Narrowing(), CondLoraConfig(r=2, form="consistent", target_modules=["0", "1"])
-        )
+
+def test_blocks_of_a_stage_share_where_stages_have_different_shapes():
+    """As in Swin and ConvNext, whose first number is the stage and whose second is the layer."""
+    paths = {
+        f"layers.{stage}.blocks.{block}.query": stage for stage in range(2) for block in range(3)
+    }
+    found = groups((path, (8 << stage, 8 << stage)) for path, stage in paths.items())
+    assert found == {path: f"layers.{stage}.blocks.query" for path, stage in paths.items()}
+
+
+def test_modules_without_a_partner_of_their_shape_share_with_none():
+    paths = [("merger.mlp.0", (8, 8)), ("merger.mlp.2", (4, 8))]
+    assert groups(paths) == {"merger.mlp.0": "merger.mlp.0", "merger.mlp.2": "merger.mlp.2"}
+    assert groups(paths, sharing="shape") == {"merger.mlp.0": "8x8", "merger.mlp.2": "4x8"}
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, lambda *a: nn.ModuleList(a)])
+def test_steps_of_a_sequential_do_not_share_and_members_of_a_list_do(container):
+    base = nn.ModuleDict({"mlp": container(nn.Linear(8, 8), nn.Linear(8, 8))})
+    model = get_peft_model(base, CondLoraConfig(r=2, target_modules=["0", "1"]))
+    expected = {"mlp.0", "mlp.1"} if container is nn.Sequential else {"mlp"}
+    assert set(model.base_model.maps()) == expected
+
+
+def test_blocks_that_each_end_in_a_sequential_share_across_blocks():
+    block = lambda: nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))})  # noqa: E731
+    base = nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])})
+    model = get_peft_model(
+        base, CondLoraConfig(r=2, target_modules=["0", "1"], exclude_modules=r"blocks\.\d")
+    )
+    assert set(model.base_model.maps()) == {"blocks.mlp.0", "blocks.mlp.1"}
+
+
+class Head(nn.Module):
+    """A body and a head smaller than the default rank, without a transformers config."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList([nn.Linear(16, 16) for _ in range(2)])
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        for layer in self.body:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def test_all_linear_gives_small_layers_the_rank_they_can_have(tmp_path):
+    with pytest.warns(UserWarning, match=r"get a lower one: 2 for head \(2 x 16\)"):
+        model = get_peft_model(Head(), CondLoraConfig(target_modules="all-linear"))
+    ranks = {group: a.shape[0] for group, (a, _) in model.base_model.maps().items()}
+    assert ranks == {"body": 8, "head": 2}
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Head(), tmp_path)
+    assert loaded.peft_config["default"].rank_pattern == {"head": 2}
+
+
+def test_all_linear_leaves_out_what_the_attention_of_torch_only_reads(tmp_path):
+    block = torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = get_peft_model(block, CondLoraConfig(target_modules="all-linear", form="consistent"))
+    assert {n.rpartition(".")[2] for n in layers(model)} == {"linear1", "linear2"}
+    model.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(
+        torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), tmp_path
+    )
+
+
+def test_named_targets_that_are_too_small_are_refused_with_two_ways_on():
+    config = CondLoraConfig(target_modules=["head"], form="consistent")
+    with pytest.raises(
+        AdapterError, match=r"rank_pattern=\{'head': 2\}.*exclude_modules=\['head'\]"
+    ):
+        get_peft_model(Head(), config)

@@ -6,6 +6,7 @@ To add one: a file with a `Method` beside these, a line in METHODS, and a config
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from condlora.errors import AdapterError
 from condlora.tuner.methods.base import Method
@@ -40,8 +41,16 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make_method(name: str, options: dict, form: str) -> Method:
-    """The method of this name with these options; `form` is CondLoRA's and that of its kin.
+def has_form(name: str) -> bool:
+    """Whether A and B are made from W in one of CondLoRA's forms."""
+    return "form" in _fields(name)
+
+
+def make_method(name: str, options: dict[str, Any], form: str | None) -> Method:
+    """The method of this name with these options.
+
+    `form` is for CondLoRA and the methods built on it; None stands for the default, which `resolve_form` of
+    `condlora.tuner.placement` fills in when the targets are known.
 
     Raises:
         AdapterError: there is no such method, or it has no such option or form.
@@ -50,7 +59,7 @@ def make_method(name: str, options: dict, form: str) -> Method:
         raise AdapterError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
     if not isinstance(options, dict):
         raise AdapterError(f"options is {options!r}: give names and values, such as {{'seed': 1}}.")
-    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    fields = _fields(name)
     unknown = sorted(set(options) - fields | set(options) & {"form"})
     if unknown:
         has = ", ".join(sorted(fields - {"form"}))
@@ -59,14 +68,18 @@ def make_method(name: str, options: dict, form: str) -> Method:
             f"{f'its options are {has}' if has else 'leave options empty'}."
         )
     if "form" in fields:
-        options = options | {"form": form}
-    elif form != "code":
+        options = options if form is None else options | {"form": form}
+    elif form not in (None, "code"):  # "code" stands in adapter files of all methods
         raise AdapterError(
             f"form says how A and B are made from W, and the method {name!r} does not make them so: leave form out."
         )
     return METHODS[name](**options)
 
 
-def options_of(method: Method) -> dict:
+def _fields(name: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(METHODS[name])}
+
+
+def options_of(method: Method) -> dict[str, Any]:
     """All options of a method as they are, those that were left to their defaults too."""
     return {name: value for name, value in dataclasses.asdict(method).items() if name != "form"}

@@ -71,6 +71,10 @@ class Method:
         """What a pruned method adds to the loss, as a mean over layers; arguments as of `factors`."""
         raise NotImplementedError
 
+    def max_rank(self, shape: tuple[int, int]) -> int:
+        """The highest rank for a weight of this shape (out, in)."""
+        return min(shape)
+
     def shares(self, W: torch.Tensor, r: int) -> bool:
         """Whether the layers of a group have a tensor in common."""
         return any(tensor.is_shared for tensor in self.tensors(W, r).values())

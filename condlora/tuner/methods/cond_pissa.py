@@ -38,6 +38,9 @@ class CondPissa(CondLora):
         start = "B0 A0 being W's r / 2 largest singular triplets"
         return f"the update is (B0 + b) (A0 + a) - B0 A0, {start}, {maps}"
 
+    def max_rank(self, shape: tuple[int, int]) -> int:
+        return min(shape) // 2 * 2
+
     def tensors(self, W, r):
         if r % 2:
             raise AdapterError(
