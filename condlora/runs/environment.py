@@ -17,10 +17,11 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate
 
 @functools.lru_cache
 def environment() -> dict:
-    """Versions, processor, memory and commit; `dirty` says whether code or configs differ from it."""
+    """Versions, processor, memory and commit; `dirty` says whether code or configs differ from it, but for searched rates."""
     commit = _git("rev-parse", "HEAD")
-    # results/ is written from the runs, so its changes do not change a run.
-    changed = _git("status", "--porcelain", "--", ".", ":!results")
+    # results/ is written from the runs, so its changes do not change a run; of configs/rates/, which a search writes, all
+    # that a run reads is its rate, and that stands in its recipe.
+    changed = _git("status", "--porcelain", "--", ".", ":!results", ":!configs/rates")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
