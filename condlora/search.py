@@ -49,7 +49,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid.cells import compose_cells
-from condlora.paths import CONFIGS
+from condlora.paths import CONFIGS, IS_CHECKOUT
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
@@ -102,8 +102,13 @@ def write_rates(cfg: DictConfig, table: pd.DataFrame) -> None:
     """Write the chosen rates of a search's table for the profile to read.
 
     Raises:
-        ConfigError: the folder cannot be written to, as that of an installed package.
+        ConfigError: the folder is that of an installed package, or cannot be written to.
     """
+    if cfg.rates is None and not IS_CHECKOUT:
+        raise ConfigError(
+            "The chosen rates are not written into an installed package: set rates=FOLDER and run the same command again; "
+            "finished trials are kept."
+        )
     chosen = table[table["chosen"]].drop_duplicates(STUDY)
     rates = {
         adapter: dict(zip(rows["task"], rows["learning_rate"].astype(float), strict=True))

@@ -364,3 +364,11 @@ def test_a_folder_of_rates_that_cannot_be_written_is_one_sentence(tmp_path):
     cfg.profile = "embedded"
     with pytest.raises(ConfigError, match="could not be written to .*: set rates=FOLDER"):
         search.write_rates(cfg, table)
+
+
+def test_an_installed_package_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "IS_CHECKOUT", False)
+    cfg = settings(tmp_path)
+    cfg.rates = None
+    with pytest.raises(ConfigError, match="installed package: set rates=FOLDER"):
+        search.write_rates(cfg, pd.DataFrame())
