@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,8 +106,14 @@ class CondLoraConfig(PeftConfig):
                     f"Unknown {name} {value!r}: choose one of {', '.join(filter(None, choices))}."
                 )
         self.options = options_of(method_of(self))
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise AdapterError(
+                    f"{name} is {getattr(self, name)!r}: give module names and values, {{'query': 4}}."
+                )
+        self._check_types()
         for name, r in {"r": self.r, **self.rank_pattern}.items():
-            if not isinstance(r, int) or r < 1:
+            if not isinstance(r, int) or isinstance(r, bool) or r < 1:
                 raise AdapterError(f"The rank {name} is {r!r}: give a positive whole number.")
         k = self.layers_per_map
         if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
@@ -125,6 +132,24 @@ class CondLoraConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise AdapterError(
                 "layers_pattern names the layers that layers_to_transform counts: set layers_to_transform too."
+            )
+
+    def _check_types(self) -> None:
+        for name, alpha in {"lora_alpha": self.lora_alpha, **self.alpha_pattern}.items():
+            if (
+                isinstance(alpha, bool)
+                or not isinstance(alpha, int | float)
+                or not math.isfinite(alpha)
+            ):
+                raise AdapterError(f"The alpha {name} is {alpha!r}: give a number.")
+        if isinstance(self.lora_dropout, bool) or not isinstance(self.lora_dropout, int | float):
+            raise AdapterError(f"lora_dropout is {self.lora_dropout!r}: give a number.")
+        for name in ("use_rslora", "use_dora", "init_weights", "fan_in_fan_out"):
+            if not isinstance(getattr(self, name), bool):
+                raise AdapterError(f"{name} is {getattr(self, name)!r}: give True or False.")
+        if isinstance(self.modules_to_save, str):
+            raise AdapterError(
+                f"modules_to_save is {self.modules_to_save!r}: give a list of names, [{self.modules_to_save!r}]."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,11 +27,13 @@ def adapters_by_row(
         AdapterError: the model is in training, or a name is unknown.
     """
     if model.training:
-        raise AdapterError("adapter_names mixes adapters at inference only: call model.eval().")
+        raise AdapterError(
+            "Cannot pass `adapter_names` when the model is in training mode: call model.eval() first."
+        )
     unknown = sorted(set(adapter_names) - set(known) - {"__base__"})
     if unknown:
         raise AdapterError(
-            f"adapter_names holds {', '.join(unknown)}: the model has {', '.join(known)}, "
+            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. The model has {', '.join(known)}, "
             'and "__base__" stands for no adapter.'
         )
     by_beam = [name for name in adapter_names for _ in range(num_beams)]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.quantization_utils import resolve_quantization_backend
+from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -106,6 +106,15 @@ class CondLoraLayer(BaseTunerLayer):
             if isinstance(held, nn.ParameterDict)
         )
 
+    def b_side(self) -> list[nn.Parameter]:
+        """The trained tensors that make B, of all adapters: those with a higher learning rate in LoRA+."""
+        return [
+            held[adapter_name]
+            for adapter_name, tensors in self.tensors.items()
+            for name, held in tensors.items()
+            if name in self.method[adapter_name].b_side and isinstance(held, nn.ParameterDict)
+        ]
+
     def frozen_weight(self) -> torch.Tensor:
         """W (out, in): the pretrained weight, also while adapters are merged into the base layer.
 
@@ -144,6 +153,17 @@ class CondLoraLayer(BaseTunerLayer):
             W = self.read_weight(adapter_name).to(W.device)
         return W, tensors
 
+    def _read(self, adapter_name: str) -> tuple[torch.Tensor, ...]:
+        """The tensors that A and B change with."""
+        return (*self.theta(adapter_name), self.read_weight(adapter_name))
+
+    def _keeps_factors(self, adapter_name: str) -> bool:
+        """Whether A and B serve more than one call: in evaluation, where no gradient passes through them."""
+        has_gradient = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in self._read(adapter_name)
+        )
+        return not self.training and not has_gradient
+
     def _factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B for the forward pass: made anew in training, once at inference.
 
@@ -151,9 +171,9 @@ class CondLoraLayer(BaseTunerLayer):
         and `eval()` forget them, since writing through `.data` moves no counter.
         """
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if self.training or torch.is_grad_enabled() or is_traced:
+        if is_traced or not self._keeps_factors(adapter_name):
             return self.materialise(adapter_name)
-        sources = (*self.theta(adapter_name), self.read_weight(adapter_name))
+        sources = self._read(adapter_name)
         device = sources[0].device.type  # autocast decides what dtype A and B come out in
         state = [torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
         try:
@@ -295,7 +315,11 @@ class Linear(nn.Module, CondLoraLayer):
         return super()._apply(fn, recurse)
 
     def forward(self, x: torch.Tensor, *args, adapter_names: list[str] | None = None, **kwargs):
-        if self.merged and (self.disable_adapters or adapter_names is not None):
+        if self.merged and adapter_names is not None:
+            raise AdapterError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        if self.merged and self.disable_adapters:
             self.unmerge()
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
@@ -321,8 +345,17 @@ class Linear(nn.Module, CondLoraLayer):
                 "CondLoRA needs the base model's weights where it runs, and accelerate has offloaded them: load the "
                 "model whole, in half precision or quantised, or export the adapter to LoRA."
             )
-        A, B = self._factors(adapter_name)
         scaling = self.scaling[adapter_name]
+        is_short = x[..., :1].numel() < self.r[adapter_name]  # making A and B would take more work
+        if (
+            is_short
+            and self.method[adapter_name].can_train_jointly
+            and not self.use_dora[adapter_name]
+        ):
+            added = self._product(x, adapter_name)
+            if added is not None:
+                return added * scaling
+        A, B = self._factors(adapter_name)
         if self.training and self.method[adapter_name].is_nested:
             if adapter_name not in self.drawn_rank:
                 raise AdapterError(
@@ -337,14 +370,23 @@ class Linear(nn.Module, CondLoraLayer):
             added = gain * added + (gain - 1) * F.linear(x, self.frozen_weight().to(x.dtype))
         return added
 
+    def _product(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor | None:
+        """B (A x) without A and B, where A and B would be made for this call alone."""
+        if self._keeps_factors(adapter_name):
+            return None
+        W, tensors = self._sources(adapter_name)
+        x = self._cast_input_dtype(x, self.theta(adapter_name)[0].dtype)
+        return self.method[adapter_name].product(W, self.lora_dropout[adapter_name](x), **tensors)
+
     def _add_by_row(
         self, result: torch.Tensor, x: torch.Tensor, adapter_names: list[str]
     ) -> torch.Tensor:
         """Each row of the batch with its own adapter; "__base__" means none."""
         if len(adapter_names) != len(x):
             raise AdapterError(
-                f"adapter_names has {len(adapter_names)} names for {len(x)} rows: give one a row (and to generate "
-                "num_beams itself, not in a generation_config; num_return_sequences cannot be mixed)."
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively. To generate, pass num_beams as an argument and not in "
+                "a generation_config; num_return_sequences above 1 is not supported with adapter_names."
             )
         for name in sorted(set(adapter_names) & set(self.group)):
             rows = [row for row, wanted in enumerate(adapter_names) if wanted == name]
@@ -354,6 +396,9 @@ class Linear(nn.Module, CondLoraLayer):
                 self._update(x[rows], name).to(result.dtype),
             )
         return result
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
 
     def __repr__(self) -> str:
         return "condlora." + super().__repr__()

@@ -47,7 +47,7 @@ def merge(
         merged = _merged_weight(layer, [*layer.merged_adapters, name])
         if safe_merge and not torch.isfinite(merged).all():
             raise AdapterError(
-                f"Merging adapter {name!r} gives values that are not finite: its maps are broken, train it again."
+                f"NaNs detected in the merged weights. The adapter {name} seems to be broken: train it again."
             )
         if layer.pretrained is None:
             # bitsandbytes moves parts of an 8-bit weight into the layer's state.

@@ -30,6 +30,7 @@ from torch import nn
 
 from condlora.errors import AdapterError
 from condlora.tuner.config import CondLoraConfig, method_of
+from condlora.tuner.holders import adopt_orphans
 from condlora.tuner.hooks import adapters_by_row, add_penalty, draw_ranks
 from condlora.tuner.io.state_dict import check_complete, plain_bias_keys
 from condlora.tuner.layer import CondLoraLayer, Linear, weight_shape
@@ -248,6 +249,34 @@ class CondLoraModel(BaseTuner):
         # PEFT's own also copies `child.weight`, which a head of several layers (RoBERTa's) does not have;
         # nothing needs it: maps are made where the weight is, and an unloaded module brings its own.
         setattr(parent, child_name, new_module)
+
+    def train(self, mode: bool = True) -> CondLoraModel:
+        adopt_orphans(self.model)
+        super().train(mode)
+        return self
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """As PEFT; what a layer that has left the model held is saved with a layer that is left."""
+        adopt_orphans(model)
+        own = model.state_dict()
+        adopted = {
+            key: own[key]
+            for key in own
+            if f".{cls.prefix}" in key
+            and key.endswith(f".{adapter_name}")
+            and key not in state_dict
+        }
+        return super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict | adopted, unwanted_adapter_names
+        )
 
     @classmethod
     def _get_learnable_bias_state_dict(

@@ -163,16 +163,32 @@ def test_a_mixed_batch_survives_beam_search(family):
 @pytest.mark.parametrize(
     ("names", "train", "message"),
     [
-        (["default", "typo", "default"], False, "holds typo: the model has default, other"),
-        (["default"] * 3, True, "inference only"),
-        (["default"], False, "1 names for 3 rows"),
-        (["default"] * 4, False, "4 names for 3 rows"),
+        (
+            ["default", "typo", "default"],
+            False,
+            "non-existing adapter.*: typo. The model has default, other",
+        ),
+        (["default"] * 3, True, "in training mode"),
+        (["default"], False, "got 1 and 3 respectively"),
+        (["default"] * 4, False, "got 4 and 3 respectively"),
     ],
 )
 def test_a_mixed_batch_that_cannot_be_is_refused(names, train, message):
     model = two_adapters().train(train)
     with pytest.raises(AdapterError, match=message):
         model(input_ids=IDS, adapter_names=names)
+
+
+def test_a_mixed_batch_on_a_merged_model_is_refused_in_pefts_words():
+    model = two_adapters()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="merged adapters, please call `unmerge_adapter` first"):
+        model(input_ids=IDS, adapter_names=["default", "other", "default"])
+
+
+def test_adapters_are_not_added_with_weights_directly():
+    with pytest.raises(AdapterError, match="condlora.export_lora"):
+        two_adapters().add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean")
 
 
 def test_several_adapters_are_saved_and_loaded_each_by_itself(tmp_path):

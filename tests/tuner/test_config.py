@@ -236,6 +236,15 @@ def test_parameter_counts_of_table_4():
         ({"lora_dropout": 1.0}, "from 0 up to 1"),
         ({"target_modules": ".*query", "layers_to_transform": [1]}, "as a list of names"),
         ({"layers_pattern": "layer"}, "set layers_to_transform too"),
+        ({"r": True}, "rank r is True"),
+        ({"lora_alpha": "16"}, "alpha lora_alpha is '16': give a number"),
+        ({"lora_alpha": None}, "alpha lora_alpha is None"),
+        ({"lora_alpha": math.nan}, "alpha lora_alpha is nan"),
+        ({"alpha_pattern": {"query": "4"}}, "alpha query is '4'"),
+        ({"lora_dropout": "0.1"}, "lora_dropout is '0.1': give a number"),
+        ({"use_rslora": "no"}, "use_rslora is 'no': give True or False"),
+        ({"rank_pattern": ["query"]}, "rank_pattern is .*: give module names and values"),
+        ({"modules_to_save": "classifier"}, "give a list of names"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_sentence(settings, message):

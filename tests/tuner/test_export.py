@@ -445,3 +445,17 @@ def test_the_script_exports_a_finished_run_and_no_other(tiny_cells, tmp_path, mo
         script()
     assert stopped.value.code == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_an_adapter_is_overwritten_on_request_and_nothing_else_is(tmp_path):
+    from tests.tuner.families import adapted as bert
+
+    model = bert("bert")
+    export_lora(model, tmp_path / "lora")
+    with pytest.raises(AdapterError, match="is not empty"):
+        export_lora(model, tmp_path / "lora")
+    export_lora(model, tmp_path / "lora", overwrite=True)
+    (tmp_path / "lora" / "notes.txt").write_text("mine")
+    with pytest.raises(AdapterError, match="is not empty"):
+        export_lora(model, tmp_path / "lora", overwrite=True)
+    assert (tmp_path / "lora" / "adapter_model.safetensors").exists()

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from condlora import CondLoraConfig
+from condlora.errors import AdapterError
 from condlora.tuner import layer_factors
 from condlora.tuner.config import FORMS
+from condlora.tuner.layer import CondLoraLayer
+from condlora.tuner.loraplus import create_loraplus_optimizer
+from condlora.tuner.methods.condlora import CondLora
 
 
 class Stack(nn.Module):
@@ -135,3 +139,93 @@ def test_factors_are_those_of_the_forward_pass(tiny_bert):
             delta = f.scaling * f.B[index] @ f.A[index]
             assert torch.allclose(delta, layer.get_delta_weight("default"), atol=1e-6)
             assert torch.equal(f.W[index], layer.get_base_layer().weight)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_few_rows_in_training_give_what_the_made_factors_give(form, rows, monkeypatch):
+    """Below `r` rows B (A x) is computed without A and B: same output and gradients, in double precision."""
+    torch.manual_seed(5)
+    out, in_ = (6, 10) if form == "consistent" else (8, 8)
+    settings = {"r": 4, "form": form, "target_modules": ["up"], "init_weights": False}
+    model = get_peft_model(Stack(out, in_), CondLoraConfig(**settings))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    x = torch.randn(1, rows, in_, dtype=torch.float64, requires_grad=True)
+
+    def run():
+        return model(x), *torch.autograd.grad(model(x).square().sum(), (*trained, x))
+
+    made = []
+    materialise = CondLoraLayer.materialise
+    monkeypatch.setattr(CondLoraLayer, "materialise", lambda *a: made.append(1) or materialise(*a))
+    found = run()
+    assert bool(made) == (rows >= 4)
+    monkeypatch.setattr(CondLora, "product", lambda *args, **tensors: None)
+    for short, long in zip(found, run(), strict=True):
+        torch.testing.assert_close(short, long, rtol=1e-10, atol=1e-10)
+
+
+def test_in_evaluation_the_factors_of_a_frozen_adapter_are_made_once(monkeypatch):
+    """Also where gradients are enabled, as long as none passes through the maps."""
+    model = get_peft_model(Stack(8, 8), CondLoraConfig(r=2, target_modules=["up"])).eval()
+    made = []
+    materialise = CondLoraLayer.materialise
+    monkeypatch.setattr(CondLoraLayer, "materialise", lambda *a: made.append(1) or materialise(*a))
+    x = torch.randn(5, 8, dtype=torch.float64)
+    model.base_model.set_requires_grad("default", False)
+    model(x), model(x)
+    assert len(made) == 3  # layers
+    model.base_model.set_requires_grad("default", True)
+    model(x).sum().backward()
+    assert len(made) == 6
+
+
+def test_a_layer_has_the_sizes_and_names_that_peft_shows():
+    model = get_peft_model(
+        Stack(6, 10, lambda: Conv1D(6, 10)),
+        CondLoraConfig(r=2, form="consistent", target_modules=["up"]),
+    )
+    layer = model.base_model.model.blocks[0]["up"]
+    assert (layer.in_features, layer.out_features) == (10, 6)
+    assert repr(layer).startswith("condlora.Linear(")
+    layer.quantization_backend = type("Backend", (), {"backend_name": "bnb4bit"})()
+    assert "quantization_backend='bnb4bit'" in repr(layer)
+
+
+def test_lora_plus_trains_what_makes_b_at_its_own_rate():
+    """PEFT's function knows names of LoRA alone."""
+    for method, names in (("condlora", {"theta_B"}), ("tied_lora", {"B", "v"}), ("nola", {"b"})):
+        model = get_peft_model(
+            Stack(8, 8), CondLoraConfig(r=2, method=method, target_modules=["up"])
+        )
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16
+        )
+        named = {
+            id(p): n.split("condlora_")[1].split(".")[0]
+            for n, p in model.named_parameters()
+            if p.requires_grad
+        }
+        rates = {
+            named[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]
+        }
+        assert {name for name, rate in rates.items() if rate == 16e-3} == names
+        assert set(rates) == set(named.values())
+    with pytest.raises(AdapterError, match="no CondLoRA adapter"):
+        create_loraplus_optimizer(Stack(8, 8), torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
+
+
+def test_maps_of_a_layer_that_was_dropped_live_on_in_the_next_and_are_saved(tmp_path):
+    settings = {"r": 2, "target_modules": ["up"], "init_weights": False}
+    model = get_peft_model(Stack(8, 8), CondLoraConfig(**settings))
+    maps = model.base_model.maps()["blocks.up"]
+    model.base_model.model.blocks = model.base_model.model.blocks[1:]
+    with pytest.warns(UserWarning, match="no longer in the model: .*blocks.0.up holds them"):
+        model.save_pretrained(tmp_path)
+    assert all(a is b for a, b in zip(model.base_model.maps()["blocks.up"], maps, strict=True))
+    assert sum(p.requires_grad for p in model.parameters()) == 2
+    torch.manual_seed(0)
+    shorter = Stack(8, 8)
+    shorter.blocks = shorter.blocks[1:]
+    loaded = PeftModel.from_pretrained(shorter, tmp_path)
+    assert all(map(torch.equal, loaded.base_model.maps()["blocks.up"], maps))

@@ -27,6 +27,7 @@ AUTO_CLASSES = {
     "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
     "FEATURE_EXTRACTION": transformers.AutoModel,
 }
+ADAPTER_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md"}
 PROBE_LABELS = 7919  # a prime that no other dimension of a model is likely to be
 
 
@@ -41,15 +42,25 @@ def check_free(folder: str | Path) -> None:
         raise AdapterError(f"{folder} exists and is not empty: choose a new folder, or remove it.")
 
 
-def write_adapter(folder: str | Path, config: PeftConfig, tensors: dict[str, torch.Tensor]) -> None:
+def write_adapter(
+    folder: str | Path,
+    config: PeftConfig,
+    tensors: dict[str, torch.Tensor],
+    *,
+    overwrite: bool = False,
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors, equal bytes for equal content.
 
-    Put in place in one step, so that no half-written folder is left behind.
+    Put in place in one step, so that no half-written folder is left behind. With `overwrite` an adapter that the folder
+    holds is removed first.
 
     Raises:
-        AdapterError: something lies there already.
+        AdapterError: something lies there already; with `overwrite`, something else than an adapter.
     """
     folder = Path(folder)
+    if overwrite and folder.is_dir() and {path.name for path in folder.iterdir()} <= ADAPTER_FILES:
+        for path in folder.iterdir():
+            path.unlink()
     check_free(folder)
     config = copy.copy(config)
     order_names(config)

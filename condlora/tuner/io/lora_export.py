@@ -33,6 +33,7 @@ def export_lora(
     adapter_name: str = "default",
     *,
     rank: int | None = None,
+    overwrite: bool = False,
 ) -> LoraConfig:
     """Write one CondLoRA adapter of a model as a standard LoRA adapter, and return its config.
 
@@ -44,6 +45,8 @@ def export_lora(
     or alpha are in rank_pattern and alpha_pattern, which PEFT reads and some engines do not.
 
     With `use_dora` it is PEFT's LoRA with DoRA, which engines may not serve: merge it for those.
+
+    With `overwrite` a folder that holds an adapter is replaced; one that holds anything else is not.
 
     `rank` cuts an adapter of a nested method (DyLoRA) to its leading ranks, as it was trained to be.
 
@@ -75,7 +78,7 @@ def export_lora(
             magnitude = layer.condlora_magnitude[adapter_name]
             tensors[f"base_model.model.{path}.lora_magnitude_vector"] = magnitude
     config = _lora_config(model, layers, adapter_name, rank)
-    write_adapter(folder, config, tensors)
+    write_adapter(folder, config, tensors, overwrite=overwrite)
     return config
 
 

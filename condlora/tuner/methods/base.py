@@ -47,6 +47,7 @@ class Method:
     title, arxiv and formula are for the model card. `reads_next_layer`: the layer is given the weight of the
     next layer of its group instead of its own (after the last comes the first). `is_nested`: in training, A
     and B are cut to a rank drawn at every forward pass of the model, so that the adapter can be cut later.
+    `b_side`: the trained tensors that make B, to which LoRA+ gives a higher learning rate.
     `is_pruned`: it has a `Lambda` whose entries are pruned while it trains, and a penalty, as AdaLoRA.
     """
 
@@ -57,7 +58,13 @@ class Method:
     reads_next_layer: ClassVar[bool] = False
     is_nested: ClassVar[bool] = False
     is_pruned: ClassVar[bool] = False
+    b_side: ClassVar[tuple[str, ...]] = ("B", "b", "v")
     seed: int | None = None
+
+    @property
+    def can_train_jointly(self) -> bool:
+        """Whether training is a fixed B A and the task's loss alone, so that several runs can share one pass."""
+        return not (self.is_nested or self.is_pruned)
 
     def tensors(self, W: torch.Tensor, r: int) -> dict[str, Trained | Derived]:
         """The tensors by name; W (out, in) is the layer's frozen weight. Making them is left for later."""
@@ -66,6 +73,15 @@ class Method:
     def factors(self, W: torch.Tensor, **tensors: torch.Tensor):
         """A (r, in) and B (out, r) from W, in its own dtype, and the tensors, all of one dtype."""
         raise NotImplementedError
+
+    def product(
+        self, W: torch.Tensor, x: torch.Tensor, **tensors: torch.Tensor
+    ) -> torch.Tensor | None:
+        """B (A x) for x (..., in) without making A and B, for methods that can; None for those that cannot.
+
+        The layer asks for it where x has fewer rows than A and B have ranks, since it then takes less work.
+        """
+        return None
 
     def penalty(self, W: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
         """What a pruned method adds to the loss, as a mean over layers; arguments as of `factors`."""

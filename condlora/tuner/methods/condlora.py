@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from condlora.tuner.methods.base import Method, Trained, kaiming
 
@@ -49,6 +50,7 @@ class CondLora(Method):
     form: Literal["code", "literal", "consistent"] = "code"
 
     title = "CondLoRA"
+    b_side = ("theta_B",)
     arxiv = "2403.14946"
 
     @property
@@ -68,3 +70,11 @@ class CondLora(Method):
 
     def factors(self, W, theta_A, theta_B):
         return make_factors(W, theta_A, theta_B, self.form)
+
+    def product(self, W, x, **tensors):
+        if type(self).factors is not CondLora.factors:
+            return None
+        theta_A, theta_B = tensors["theta_A"], tensors["theta_B"]
+        W = W.to(_dtype_of_products(theta_A))
+        x = F.linear(F.linear(x, W if self.form == "consistent" else W.T), theta_A)
+        return F.linear(F.linear(x, theta_B.T), W.T if self.form == "literal" else W)
