@@ -68,7 +68,7 @@ def content_sha256(path: Path) -> str:
     return _content_sha256(path, tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in files))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _content_sha256(path: Path, files: tuple) -> str:
     if len(files) == 1 and files[0][0] == path:
         return sha256(path)

@@ -22,20 +22,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import math
-import os
 import shlex
-import signal
 import statistics
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import optuna
@@ -49,6 +46,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid.cells import compose_cells
+from condlora.grid.workers import call_in_worker, leave_with_parent
 from condlora.paths import CONFIGS, IS_CHECKOUT
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import read_record, run_folder
@@ -57,7 +55,6 @@ from condlora.training.bars import say
 from condlora.training.device import fleet_size
 
 STUDY = ["task", "adapter"]
-GRACE = 30.0  # seconds for a run to write its checkpoint
 
 
 def search(cfg: DictConfig) -> pd.DataFrame:
@@ -83,7 +80,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
             initargs=(jobs,),
             max_tasks_per_child=1,
         ) as pool:
-            tables = list(pool.map(run_study, studies))
+            tables = list(pool.map(functools.partial(call_in_worker, run_study), studies))
     table = pd.concat([choose(table) for table in tables], ignore_index=True)
     path = Path(cfg.results) / cfg.profile / "search.csv"
     written = pd.concat([studies_beside(table, path), table], ignore_index=True)
@@ -146,18 +143,6 @@ def begin_worker(jobs: int) -> None:
     leave_with_parent()
 
 
-def leave_with_parent() -> None:
-    """Have this process end, with a checkpoint, when the one that started it does: killed, that could not tell it."""
-
-    def watch() -> None:
-        parent_process().join()
-        for _ in range(2):  # the first asks a run to end, the second ends whatever is not one
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(GRACE)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def studies_beside(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The rows of a search's file that are of other tasks and methods than a table's."""
     if not path.exists():
@@ -210,15 +195,15 @@ def plan_studies(cfg: DictConfig) -> list[Plan]:
     Raises:
         ConfigError: the protocol validates on the test set, which a search must not see.
     """
-    cells = compose_cells(
-        (
-            f"profile={cfg.profile}",
-            *cfg.overrides,
-            f"seed={cfg.seed}",  # in place of the profile's
-            f"runs={cfg.runs}/search/lr-${{protocol.learning_rate}}",
-        )
-    )
+    words = (
+        f"profile={cfg.profile}",
+        *cfg.overrides,
+        f"seed={cfg.seed}",
+    )  # not the profile's seeds
+    cells = copy.deepcopy(compose_cells(words))
     for cell in cells:
+        # Not an override, whose grammar not every path fits.
+        cell.runs = f"{cfg.runs}/search/lr-${{protocol.learning_rate}}"
         if cell.protocol.validation == "test":
             raise ConfigError(
                 f"The protocol {cell.protocol.name!r} validates on the test set, which a search must not see: "

@@ -1,17 +1,18 @@
-"""Print a grid, the state of each run and the time that remains: `python scripts/list.py profile=embedded`."""
+"""Print a grid: the state of each run, and the time that remains.
 
-import sys
+Examples:
+    python scripts/list.py profile=embedded
+    python scripts/list.py profile=kinship runs=/data/runs
+"""
+
+from __future__ import annotations
 
 from condlora.commands.cli import command
-from condlora.grid.cells import compose_cells, inspect
-from condlora.grid.listing import table
 
 
-def show(overrides: list[str]) -> None:
-    print(table([inspect(cfg) for cfg in compose_cells(tuple(overrides))]))
-    sys.exit(0)
+@command("train", composes=False)
+def main(overrides: list[str]) -> None:
+    from condlora.grid.cells import plan_cells, state_of
+    from condlora.grid.listing import table
 
-
-@command("train", before=show)
-def main(cfg) -> None:
-    """Never reached: `show` ends the command. Hydra answers --help and the like."""
+    print(table([state_of(cell) for cell in plan_cells(tuple(overrides))]))

@@ -1,9 +1,18 @@
-"""Choose each task's and method's learning rate on validation: `python scripts/search_learning_rate.py profile=...`.
+"""Choose the learning rate of each task and method of a profile on validation.
 
-A search that was stopped goes on where it was; see configs/search/settings.yaml and condlora/search.py.
+Examples:
+    python scripts/search_learning_rate.py profile=minilm_glue
+    python scripts/search_learning_rate.py profile=kinship 'learning_rates=[1e-3,4e-3,1.6e-2]' further=2 jobs=2
+
+The same command resumes a search that was stopped.
 """
 
-from omegaconf import DictConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 from condlora.commands.cli import command
 

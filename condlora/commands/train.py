@@ -1,56 +1,67 @@
-"""Fine-tune one run or a grid: `python scripts/train.py task=rte adapter=lora` or `profile=embedded`."""
+"""Fine-tune one run, or all runs of a grid that are not done.
 
-import json
-import os
+Examples:
+    python scripts/train.py task=rte adapter=lora seed=1
+    python scripts/train.py profile=embedded
+
+Values with commas are a grid: task=rte,mrpc adapter=lora,condlora. The same command resumes what was interrupted.
+"""
+
+from __future__ import annotations
+
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from condlora.commands.cli import command
 
-from condlora.commands.cli import command, explain
-from condlora.errors import RunTaken
-from condlora.grid.cells import companions
-from condlora.grid.preflight import preflight
-from condlora.grid.watch import left_by_others, require_done
-
-GRID = "CONDLORA_GRID"  # the command line's words, which a launcher's jobs know in part only
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def start(overrides: list[str]) -> None:
-    """Refuse what cannot run, and let every job know the grid it is of."""
-    os.environ[GRID] = json.dumps(overrides)
+def check(overrides: list[str]) -> None:
+    """Refuse what cannot run."""
+    from condlora.grid.preflight import preflight
+
     preflight(overrides)
 
 
 def finish(overrides: list[str]) -> None:
     """Wait for runs that other launchers do, do those whose owner dies, then fail if one is not done."""
+    from condlora.grid.watch import left_by_others, require_done
+
     for cfg in left_by_others(overrides):
-        attempt(cfg)
+        attempt(cfg, overrides)
     require_done(overrides)
 
 
-def attempt(cfg: DictConfig) -> None:
-    """Do a run, and with it as many of the grid that fit beside it as `runtime.fleet` allows."""
-    from condlora.training.device import (
-        fleet_size,  # after preflight, which must answer within seconds
-    )
+def attempt(cfg: DictConfig, overrides: list[str]) -> None:
+    """Do a run, and with it as many pending runs of the grid as `runtime.fleet` allows to be trained jointly.
+
+    overrides: those of the whole grid.
+    """
+    # Imported here: preflight must answer without torch.
+    from condlora.commands.explain import explain
+    from condlora.errors import RunTaken
+    from condlora.grid.cells import companions
+    from condlora.training.device import fleet_size
     from condlora.training.run import run_together
 
-    cells = [cfg, *companions(cfg, json.loads(os.environ.get(GRID, "[]")), fleet_size(cfg) - 1)]
+    cells = [cfg, *companions(cfg, overrides, fleet_size(cfg) - 1)]
     for cell, outcome in zip(cells, run_together(cells), strict=True):
         name = f"{cell.task.name} {cell.adapter.name} seed {cell.seed}"
         if isinstance(outcome, RunTaken):
             print(f"{name}: left to another launcher, {outcome}")
-        elif isinstance(
-            outcome, Exception
-        ):  # the others go on; `require_done` sets the exit status
+        elif isinstance(outcome, Exception):  # the others continue; `require_done` sets the status
             message = explain(outcome)
             if message is None:
                 traceback.print_exception(outcome)
-                message = "a defect of condlora, or of what it uses: please report the lines above."
+                message = (
+                    "a defect of condlora or of a library it uses: please report the lines above."
+                )
             print(f"error: {name}: {message}", file=sys.stderr)
 
 
-@command("train", before=start, after=finish)
-def main(cfg: DictConfig) -> None:
-    attempt(cfg)
+@command("train", before=check, after=finish, with_grid=True)
+def main(cfg: DictConfig, overrides: list[str]) -> None:
+    attempt(cfg, overrides)

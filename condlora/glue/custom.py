@@ -20,7 +20,8 @@ import pyarrow.parquet
 from omegaconf import DictConfig
 
 from condlora.errors import DataError, NetworkError, first_line
-from condlora.glue.tasks import Task, label_name
+from condlora.glue.tasks import Task
+from condlora.labels import label_name
 
 Rows = Iterator[tuple[str, dict]]  # where a row stands, in words, and its cells by column
 SPLITS = ("train", "validation", "test")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from condlora.errors import DataError, NetworkError
 from condlora.glue.custom import from_dataset, from_files, utf8
+from condlora.glue.folder import data_folder
 from condlora.glue.synthetic import generate
 from condlora.glue.tasks import Task
 
@@ -80,23 +81,6 @@ def _from_hub(data: DictConfig, task: Task) -> datasets.DatasetDict:
 
 def _from_generator(data: DictConfig, task: Task) -> datasets.DatasetDict:
     return generate(task.name, seed=data.seed)
-
-
-def data_folder(data: DictConfig) -> Path:
-    """The folder that data=directory reads.
-
-    Raises:
-        DataError: it is not set or not there.
-    """
-    if not data.root:
-        raise DataError(
-            "data.root is not set: add data.root=... to the command or set GLUE_DATA=..., a GLUE download folder."
-        )
-    if not Path(data.root).is_dir():
-        raise DataError(
-            f"The data folder {data.root} does not exist: set data.root to a GLUE download folder."
-        )
-    return Path(data.root)
 
 
 def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,14 +35,6 @@ class Task:
     def num_labels(self) -> int:
         """Outputs of the head: one for regression, else one a class."""
         return 1 if self.labels is None else len(self.labels)
-
-
-def label_name(value: object) -> str:
-    """How a label is written, whatever a file makes of it: 1, 1.0 and "1.0" are "1", True and "TRUE" are "true"."""
-    text = str(value).strip()
-    if text.lower() in ("true", "false"):
-        return text.lower()
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def task_from_config(cfg: DictConfig) -> Task:

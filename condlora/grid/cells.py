@@ -1,7 +1,7 @@
-"""A grid of runs: which cells a command line or profile names, and what each has come to.
+"""The cells of a grid: which runs a command line or a profile names, and the state of each on disk.
 
-The grid itself is Hydra's multirun; here its cells are only composed, the way Hydra will, to be listed and
-checked before anything is loaded.
+Hydra's multirun starts the runs; here their configs are only composed, to the same result, so that they can be listed
+and checked before anything is loaded.
 """
 
 from __future__ import annotations
@@ -9,31 +9,46 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from condlora.errors import RunFolderError
 from condlora.paths import CONFIGS
 from condlora.runs.lease import living_owner
 from condlora.runs.recipe import recipe, recipe_hash
-from condlora.runs.record import read_record, run_folder
+from condlora.runs.record import read_cell_record, run_folder
 
 STATES = ("done", "running", "interrupted", "stale", "failed", "damaged", "missing")
+Words = tuple[str, ...]  # overrides, as on a command line
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell of a grid: where its run belongs, and the hash of the recipe that it must have."""
+
+    profile: str
+    task: str
+    adapter: str
+    seed: int
+    folder: Path
+    recipe_hash: str
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a grid and its state on disk.
 
-    state: done; running (or killed in mid-run); interrupted by a signal; failed (`reason` says why); stale (made by another recipe);
-    damaged (a file is missing or unreadable); missing. `record` is there for all but missing and damaged.
+    state: done; running (or killed while it ran); interrupted by a signal; failed (`reason` says why); stale (made by
+    another recipe); damaged (a file is missing or unreadable, or the record is another run's); missing.
+    record: None where the state is missing or damaged.
     """
 
     profile: str
@@ -44,6 +59,9 @@ class Cell:
     state: str
     reason: str | None
     record: dict | None
+
+
+# Compose
 
 
 @contextlib.contextmanager
@@ -58,7 +76,7 @@ def _composing() -> Iterator[None]:
         GlobalHydra.instance().hydra = running
 
 
-def compose_common(overrides: tuple[str, ...]) -> DictConfig:
+def compose_common(overrides: Words) -> DictConfig:
     """The config that the runs of a command line share, with Hydra's own settings under `hydra`."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     plain = [o.input_line for o in parsed if not o.is_sweep_override()]
@@ -67,64 +85,180 @@ def compose_common(overrides: tuple[str, ...]) -> DictConfig:
 
 
 @functools.lru_cache(maxsize=8)
-def compose_cells(overrides: tuple[str, ...]) -> tuple[DictConfig, ...]:
+def compose_cells(overrides: Words) -> tuple[DictConfig, ...]:
     """The config of each run that `scripts/train.py <overrides>` would start, in its order."""
-    params = compose_common(overrides).hydra.sweeper.params or {}
-    swept = [*(f"{key}={value}" for key, value in params.items()), *overrides]
-    jobs = BasicSweeper.split_arguments(
-        OverridesParser.create().parse_overrides(swept), max_batch_size=None
-    )[0]
-    parser, alike, cells = OverridesParser.create(), {}, []
-    with _composing():
-        for job in jobs:
-            # Composing takes a tenth of a second, and seeds differ in one value alone.
-            seeds = [o for o in parser.parse_overrides(job) if o.key_or_group == "seed"]
-            words = tuple(word for word in job if word not in {o.input_line for o in seeds})
-            if words not in alike:
-                alike[words] = compose("train", list(words))
-            cells.append(copy.deepcopy(alike[words]))
-            if seeds:
-                cells[-1].seed = seeds[-1].value()
+    return tuple(copy.deepcopy(cfg) for cfg, _ in each_config(overrides))
+
+
+def plan_cells(overrides: Words, runs: Path | None = None) -> tuple[Planned, ...]:
+    """The cells of `compose_cells` without their configs, which takes a tenth of the time.
+
+    runs: the folder of the runs, in place of the config's; not an override, whose grammar not every path fits.
+    """
+    cells: list[Planned] = []
+    for cfg, is_fresh in each_config(overrides):
+        if runs is not None:
+            cfg.runs = str(runs)
+        if is_fresh:
+            depends_on_seed = "${seed}" in str(
+                _raw(cfg)
+            )  # an adapter that starts from another run's
+        if is_fresh or depends_on_seed:
+            cells.append(planned(cfg))
+        else:
+            cells.append(replace(cells[-1], seed=cfg.seed, folder=run_folder(cfg)))
     return tuple(cells)
 
 
+def each_config(overrides: Words) -> Iterator[tuple[DictConfig, bool]]:
+    """The config of each run, and whether it differs from the one before in more than the seed.
+
+    It may be the same object each time, changed from run to run.
+    """
+    params = compose_common(overrides).hydra.sweeper.params or {}
+    parser = OverridesParser.create()
+    swept = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    jobs = BasicSweeper.split_arguments(parser.parse_overrides(swept), max_batch_size=None)[0]
+    split = [_split_seed(job, parser) for job in jobs]
+    before = None
+    with _composing():
+        composed = _composer(list(dict.fromkeys(words for words, _ in split)), parser)
+        for words, seed in split:
+            cfg = composed(words)
+            if seed is not None:
+                cfg.seed = seed
+            yield cfg, words != before
+            before = words
+
+
+def _split_seed(job: list[str], parser: OverridesParser) -> tuple[Words, object]:
+    """A job's overrides without its seed, and the seed: runs that differ in it alone share one composition."""
+    seeds = [o for o in parser.parse_overrides(job) if o.key_or_group == "seed"]
+    lines = {o.input_line for o in seeds}
+    return tuple(word for word in job if word not in lines), seeds[-1].value() if seeds else None
+
+
+def _composer(jobs: list[Words], parser: OverridesParser) -> Callable[[Words], DictConfig]:
+    """A function from a job's overrides to its config, which the next call may change.
+
+    Composing takes a tenth of a second. Where jobs differ only in the choices of groups that change nothing but their own
+    part of the config, as tasks and adapters do, all choices are composed in one go and put into one config. The
+    last job is composed by itself as well: if it differs, the choices are not independent, and each job is composed.
+    """
+    base = compose("train", list(jobs[0]))
+    parts = _independent_choices(jobs, base, parser)
+
+    def assemble(words: Words) -> DictConfig:
+        for position, group in parts.groups.items():
+            base[group] = parts.nodes[words[position]]
+        return base
+
+    if parts is not None and _raw(assemble(jobs[-1])) == _raw(compose("train", list(jobs[-1]))):
+        return assemble
+    return functools.lru_cache(maxsize=None)(lambda words: compose("train", list(words)))
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """groups: config group by the position of its override. nodes: the group's content by the override."""
+
+    groups: dict[int, str]
+    nodes: dict[str, DictConfig]
+
+
+def _independent_choices(
+    jobs: list[Words], base: DictConfig, parser: OverridesParser
+) -> _Choices | None:
+    """What differs between the jobs, if that is only choices of config groups that no other override touches."""
+    groups, nodes, wanted = {}, {}, {}
+    loader = GlobalHydra.instance().config_loader()
+    keys = [o.key_or_group for o in parser.parse_overrides(list(jobs[0]))]
+    for position, words in enumerate(zip(*jobs, strict=True)):
+        if len(set(words)) == 1:
+            continue
+        group = keys[position]
+        touched = [key for key in keys if key == group or key.startswith(f"{group}.")]
+        if len(touched) > 1 or not loader.get_group_options(group):
+            return None
+        groups[position] = group
+        for choice in parser.parse_overrides(list(dict.fromkeys(words))):
+            if choice.type is not OverrideType.CHANGE or choice.package is not None:
+                return None
+            wanted[choice.input_line] = f"{group}{len(wanted)}", group, choice.value()
+    composed = compose(None, [f"+{g}@{name}={value}" for name, g, value in wanted.values()])
+    if len(composed) != len(wanted):  # a choice that changes other parts of the config
+        return None
+    nodes = {line: composed[name] for line, (name, _, _) in wanted.items()}
+    first = {group: nodes[jobs[0][position]] for position, group in groups.items()}
+    if any(_raw(base[group]) != _raw(node) for group, node in first.items()):
+        return None
+    return _Choices(groups, nodes)
+
+
+def _raw(cfg: DictConfig) -> dict:
+    """The content of a config, its interpolations unresolved."""
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+# Inspect
+
+
+def planned(cfg: DictConfig) -> Planned:
+    """The cell that a config names."""
+    names = (cfg.profile.name, cfg.task.name, cfg.adapter.name, cfg.seed)
+    return Planned(*names, run_folder(cfg), recipe_hash(recipe(cfg)))
+
+
 def inspect(cfg: DictConfig) -> Cell:
-    """The state of the cell that a config names."""
-    folder = run_folder(cfg)
+    """The state of the cell that a config names, see `state_of`."""
+    return state_of(planned(cfg))
+
+
+def state_of(cell: Planned, *, verify: bool = False) -> Cell:
+    """The state of a cell, from its record; verify: the files of a finished run are checked against their checksums."""
     state, reason, record = "missing", None, None
-    if folder.is_dir():
+    if cell.folder.is_dir():
         try:
-            record = read_record(folder)
+            record = read_cell_record(cell.folder, verify=verify)
         except RunFolderError as error:
             state, reason = "damaged", str(error)
         else:
             state, reason = record["status"], record.get("reason")
-            if record["recipe_hash"] != recipe_hash(recipe(cfg)):
+            if record["recipe_hash"] != cell.recipe_hash:
                 state, reason = "stale", "made by another recipe"
     return Cell(
-        cfg.profile.name, cfg.task.name, cfg.adapter.name, cfg.seed, folder, state, reason, record
+        cell.profile, cell.task, cell.adapter, cell.seed, cell.folder, state, reason, record
     )
 
 
-def companions(cfg: DictConfig, overrides: list[str], most: int) -> list[DictConfig]:
-    """Up to so many other cells of a grid that are to do and fit beside this one: all but adapter, rate and seed equal.
+# Runs that can be trained jointly
 
-    None where this one is done already.
+
+def companions(cfg: DictConfig, overrides: list[str], limit: int) -> list[DictConfig]:
+    """Up to `limit` pending runs of a grid that can be trained jointly with this one.
+
+    All settings but the adapter, the learning rate and the seed are equal. Empty where this run is done.
     """
-    if most == 0 or inspect(cfg).state == "done":
+    if limit == 0 or inspect(cfg).state == "done":
         return []
-
-    def shared(cell: DictConfig) -> dict:
-        plain = recipe(cell)
-        del plain["adapter"], plain["protocol"]["learning_rate"]
-        return plain | {"runtime": OmegaConf.to_container(cell.runtime)}
-
-    found, wanted = [], shared(cfg)
-    for cell in compose_cells(tuple(overrides)):
-        if len(found) == most:
+    folder, wanted, found = run_folder(cfg), _shared_by_companions(cfg), []
+    for other, cell, shared in _pending_candidates(tuple(overrides)):
+        if len(found) == limit:
             break
-        if run_folder(cell) == run_folder(cfg) or inspect(cell).state == "done":
+        if shared != wanted or cell.folder == folder or state_of(cell).state == "done":
             continue
-        if not living_owner(run_folder(cell)) and shared(cell) == wanted:
-            found.append(cell)
+        if not living_owner(cell.folder):
+            found.append(other)
     return found
+
+
+@functools.lru_cache(maxsize=2)
+def _pending_candidates(overrides: Words) -> list[tuple[DictConfig, Planned, dict]]:
+    """The runs of a grid with what must be equal among companions, resolved once a process."""
+    return [(cfg, planned(cfg), _shared_by_companions(cfg)) for cfg in compose_cells(overrides)]
+
+
+def _shared_by_companions(cfg: DictConfig) -> dict:
+    plain = recipe(cfg)
+    del plain["adapter"], plain["protocol"]["learning_rate"]
+    return plain | {"runtime": OmegaConf.to_container(cfg.runtime)}

@@ -1,32 +1,42 @@
-"""The runs that are there, of a profile's grid or without one: found, listed, with the time that remains."""
+"""The runs of a profile on disk: found, listed, with an estimate of the time left."""
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 from condlora.errors import NoFinishedRuns, RunFolderError
-from condlora.grid.cells import STATES, Cell, compose_cells, inspect
+from condlora.grid.cells import STATES, Cell, plan_cells, state_of
 from condlora.runs.recipe import recipe_of_any_seed
-from condlora.runs.record import read_record
+from condlora.runs.record import read_cell_record
 
 
 def survey(profile: str, runs: Path) -> list[Cell]:
     """All cells of a profile's grid; for `adhoc`, which has no grid, the runs that are there.
 
+    Their results are used, so the files of finished runs are compared with their checksums.
+
     Raises:
         NoFinishedRuns: `adhoc` without a run. ConfigError or Hydra's own: an unknown profile.
     """
     if profile != "adhoc":
-        return [inspect(cfg) for cfg in compose_cells((f"profile={profile}", f"runs={runs}"))]
-    folders = sorted(path.parent for path in (Path(runs) / profile).glob("*/*/seed-*/record.json"))
+        cells = plan_cells((f"profile={profile}",), Path(runs))
+        return [state_of(cell, verify=True) for cell in cells]
+    folders = _run_folders(Path(runs) / profile)
     if not folders:
         raise NoFinishedRuns(
-            f"There are no runs under {Path(runs) / profile}: run scripts/train.py first."
+            f"There are no runs in {Path(runs) / profile}: run scripts/train.py first."
         )
-    cells = [_found(profile, folder) for folder in folders if "." not in folder.name]
+    cells = [_found(profile, folder) for folder in folders]
     return [_compared_with_newest(cell, cells) for cell in cells]
+
+
+def _run_folders(profile: Path) -> list[Path]:
+    """The folders of one profile that are named as a run's is; not `seed-0-backup`, nor what was set aside."""
+    found = (path.parent for path in profile.glob("*/*/seed-*/record.json"))
+    return sorted(folder for folder in found if re.fullmatch(r"seed-\d+", folder.name))
 
 
 def _compared_with_newest(cell: Cell, cells: list[Cell]) -> Cell:
@@ -51,7 +61,7 @@ def _found(profile: str, folder: Path) -> Cell:
     task, adapter, seed = folder.parts[-3:]
     identity = (profile, task, adapter, int(seed.removeprefix("seed-")), folder)
     try:
-        record = read_record(folder)
+        record = read_cell_record(folder)
     except RunFolderError as error:
         return Cell(*identity, "damaged", str(error), None)
     return Cell(*identity, record["status"], record.get("reason"), record)
@@ -64,17 +74,18 @@ def newest_profile(runs: Path) -> str:
         NoFinishedRuns: there is none.
     """
     finished = {}
-    for path in Path(runs).glob("*/*/*/seed-*/record.json"):
-        try:
-            record = read_record(path.parent)
-        except RunFolderError:
-            continue
-        if record["status"] == "done":
-            profile = path.parts[-5]
-            finished[profile] = max(finished.get(profile, ""), record["finished_at"])
+    for profile in sorted(path for path in Path(runs).glob("*") if path.is_dir()):
+        for folder in _run_folders(profile):
+            try:
+                record = read_cell_record(folder, verify=False)
+            except RunFolderError:
+                continue
+            if record["status"] == "done":
+                newest = max(finished.get(profile.name, ""), record["finished_at"])
+                finished[profile.name] = newest
     if not finished:
         raise NoFinishedRuns(
-            f"There are no finished runs under {runs}/: run make reproduce-glue PROFILE=embedded first."
+            f"There are no finished runs in {runs}/: run make reproduce-glue PROFILE=embedded first."
         )
     return max(finished, key=finished.get)
 

@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+import os
+import sys
+from pathlib import Path
 
-from condlora.errors import DeviceError, NetworkError
-from condlora.grid.cells import compose_cells, compose_common
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from condlora.errors import ConfigError, DataError, DeviceError, NetworkError
+from condlora.glue.folder import data_folder
+from condlora.grid.cells import compose_common, each_config
 from condlora.runs.recipe import recipe
-from condlora.runs.settings import check_settings
+from condlora.runs.settings import SeedSettings, run_faults
+from condlora.settings import faults, folder_fault, refuse
 
 
 def preflight(overrides: list[str]) -> None:
     """Refuse within seconds what cannot run: a missing GPU, hub or data folder, an unfinished recipe, a wrong value.
 
     Raises:
-        DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: see `recipe` and
-            `condlora.runs.settings`.
-        DataError: see `condlora.glue.sources.data_folder`.
+        DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: with all settings that are wrong.
+        DataError: see `condlora.glue.folder.data_folder`, or a user's file is missing.
     """
     common = compose_common(tuple(overrides))
-    no_gpu = "cuda" in common.profile.requires and not _has_cuda()
+    _require_machine(common)
+    if common.data.source == "directory":
+        data_folder(common.data)
+    if "${now:" in str(OmegaConf.to_container(common, resolve=False)["runs"]):
+        raise ConfigError(
+            "runs has the time in it, so every run would have another folder: set runs=... on the command line."
+        )
+    refuse([*folder_fault("runs", str(common.runs)), *_faults_of_runs(overrides)])
+
+
+def _faults_of_runs(overrides: list[str]) -> list[str]:
+    """What is wrong with the settings of each run; runs that differ in the seed alone share all but that."""
+    found: list[str] = []
+    for cfg, is_fresh in each_config(tuple(overrides)):
+        if not is_fresh:
+            found += faults(SeedSettings, {"seed": cfg.seed})
+            continue
+        of_run = run_faults(cfg)
+        try:
+            recipe(cfg)
+        except ConfigError as error:
+            of_run.append(str(error))
+        except (DataError, OmegaConfBaseException):
+            if not of_run:
+                raise
+        found += of_run
+    return found
+
+
+def _require_machine(common: DictConfig) -> None:
+    """Raise a DeviceError or NetworkError if a GPU or repositories of the hub are needed and not available."""
+    no_gpu = "cuda" in common.profile.requires and not has_cuda()
     unreachable = _unreachable(common)
     missing = ["a CUDA GPU"] * no_gpu
     if unreachable:
@@ -31,16 +68,19 @@ def preflight(overrides: list[str]) -> None:
             if common.profile.name == "adhoc"
             else f"PROFILE={common.profile.name} {needs}: use PROFILE=embedded, which needs neither."
         )
-    if common.data.source == "directory":
-        from condlora.glue.sources import data_folder  # it loads datasets: a second
-
-        data_folder(common.data)
-    for cfg in compose_cells(tuple(overrides)):
-        recipe(cfg)
-        check_settings(cfg)
+    if common.runtime.device == "cuda" and not has_cuda():
+        raise DeviceError(
+            "runtime.device=cuda, but no CUDA device is available: use runtime.device=auto."
+        )
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether torch finds a GPU; torch, which takes seconds to import, is asked only where a driver is present."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    drivers = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
+    if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
+        return False
     import torch
 
     return torch.cuda.is_available()
@@ -69,5 +109,5 @@ def _is_available(repo: str, revision: str, kind: str) -> bool:
     try:
         huggingface_hub.HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=5)
         return True
-    except Exception:  # offline, blocked, unknown: all the same to who waits
+    except Exception:  # offline, blocked, unknown: all the same to the user who waits
         return False

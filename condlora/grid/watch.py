@@ -1,4 +1,4 @@
-"""What happens around a grid's runs: the bar over them, waiting for other launchers, and the command's verdict."""
+"""What happens around the runs of a grid: the bar over them, waiting for other launchers, and the command's verdict."""
 
 from __future__ import annotations
 
@@ -11,56 +11,55 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from condlora.errors import IncompleteGrid, UserError
-from condlora.grid.cells import compose_cells, inspect
-from condlora.runs.lease import living_owner
-from condlora.runs.record import run_folder
+from condlora.grid.cells import Planned, compose_cells, plan_cells, planned, state_of
+from condlora.runs.lease import claim_file, living_owner
 from condlora.training.bars import bars_wanted, say
 
-POLL = 1.0  # seconds between two looks at other launchers' runs
+POLL = 1.0  # seconds between two looks at the runs of other launchers
+REFRESH = 2.0  # seconds between two looks at the runs that the bar counts
 
 
 def left_by_others(overrides: list[str]) -> Iterator[DictConfig]:
-    """Wait while other launchers do runs of this grid, and yield each that its owner left unfinished by dying."""
-
-    left = [
-        cfg
-        for cfg in compose_cells(tuple(overrides))
-        if living_owner(run_folder(cfg)) or _is_unfinished(cfg)
-    ]
+    """Wait while other launchers do runs of this grid, and yield each run that its owner left unfinished by dying."""
+    left = [(cfg, planned(cfg)) for cfg in compose_cells(tuple(overrides))]
+    left = [(cfg, cell) for cfg, cell in left if living_owner(cell.folder) or _is_abandoned(cell)]
     if left:
         say(f"waiting for {len(left)} runs of other launchers")
     while left:
         owned = []
-        for cfg in left:
-            if living_owner(run_folder(cfg)):
-                owned.append(cfg)
-            elif _is_unfinished(cfg):
+        for cfg, cell in left:
+            if living_owner(cell.folder):
+                owned.append((cfg, cell))
+            elif _is_abandoned(cell):
                 yield cfg
-                if living_owner(run_folder(cfg)):  # another was quicker
-                    owned.append(cfg)
+                if living_owner(cell.folder):  # another launcher was quicker
+                    owned.append((cfg, cell))
         left = owned
         time.sleep(POLL if left else 0)
 
 
-def _is_unfinished(cfg: DictConfig) -> bool:
-    """Whether nobody has said how the run ended."""
-    return inspect(cfg).state in ("running", "missing")
+def _is_abandoned(cell: Planned) -> bool:
+    """Whether the owner of an unfinished run died: its claim is still there.
+
+    A run without a claim that has no result has failed here before it had a record, and would fail again.
+    """
+    return state_of(cell).state in ("running", "missing") and claim_file(cell.folder).exists()
 
 
 def require_done(overrides: list[str]) -> None:
-    """Fail the command if a run it named is not done; each has said why as it ended.
+    """Fail the command if a run it named is not done; the reason of each was printed when it ended.
 
     Raises:
-        IncompleteGrid: some runs of several are not done. SystemExit: the only one is not.
+        IncompleteGrid: some runs of several are not done. SystemExit: the only run is not done.
     """
-    cells = [inspect(cfg) for cfg in compose_cells(tuple(overrides))]
+    cells = [state_of(cell) for cell in plan_cells(tuple(overrides))]
     left = [f"{c.task} {c.adapter} seed {c.seed}" for c in cells if c.state != "done"]
     if left and len(cells) == 1:
         raise SystemExit(UserError.exit_status)
     if left:
         raise IncompleteGrid(
-            f"{len(left)} of {len(cells)} runs are not done ({', '.join(left)}): mend what is said above and run "
-            "the same command again, finished runs are kept."
+            f"{len(left)} of {len(cells)} runs are not done ({', '.join(left)}): fix the errors above and run the "
+            "same command again; finished runs are kept."
         )
 
 
@@ -75,26 +74,24 @@ class GridProgress(Callback):
         self.over = threading.Event()
 
     def __reduce__(self):
-        return (
-            GridProgress,
-            (),
-        )  # launchers send callbacks to their workers: bar and thread stay here
+        # Launchers send callbacks to their workers; bar and thread stay in this process.
+        return (GridProgress, ())
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
-        configs = compose_cells(tuple(config.hydra.overrides.task))
-        left = [cfg for cfg in configs if inspect(cfg).state != "done"]
-        if len(configs) < 2:
+        cells = plan_cells(tuple(config.hydra.overrides.task))
+        left = [cell for cell in cells if state_of(cell).state != "done"]
+        if len(cells) < 2:
             return
-        say(f"{len(configs)} runs: {len(configs) - len(left)} done, {len(left)} to do")
+        say(f"{len(cells)} runs: {len(cells) - len(left)} done, {len(left)} to do")
         if left and bars_wanted(config.runtime.progress):
             self.bar = tqdm(total=len(left), desc="grid", unit="run", position=0)
             threading.Thread(target=self._watch, args=(left,), daemon=True).start()
 
-    def _watch(self, left: list[DictConfig]) -> None:
-        open_, total = left, len(left)
-        while not self.over.wait(timeout=2.0):
-            open_ = [cfg for cfg in open_ if inspect(cfg).state not in ("done", "failed")]
-            self.bar.n = total - len(open_)
+    def _watch(self, left: list[Planned]) -> None:
+        pending, total = left, len(left)
+        while not self.over.wait(timeout=REFRESH):
+            pending = [c for c in pending if state_of(c).state not in ("done", "failed")]
+            self.bar.n = total - len(pending)
             self.bar.refresh()
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:

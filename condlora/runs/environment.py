@@ -7,10 +7,12 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from condlora.paths import ROOT
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "hydra-core", "numpy", "scipy", "scikit-learn")  # fmt: skip
 
@@ -35,6 +37,8 @@ def environment() -> dict:
 def device_name(device: torch.device) -> str:
     """Name of the device as a reader would give it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({_processor()})"
 
@@ -42,6 +46,8 @@ def device_name(device: torch.device) -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices itself; where it does not, float32 is faster."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
 
@@ -82,6 +88,8 @@ class PeakMemory:
     def __init__(self, device: torch.device):
         self.device = device
         if device.type == "cuda":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
@@ -93,6 +101,8 @@ class PeakMemory:
     def mib(self) -> float | None:
         """The peak since construction, or None where it cannot be known."""
         if self.device.type == "cuda":
+            import torch
+
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         if not self.known:
             return None

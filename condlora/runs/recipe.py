@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -46,31 +47,53 @@ def recipe(cfg: DictConfig) -> dict:
         plain["adapter"]["init_from"] = content_sha256(weights)
         plain["adapter"]["origin_recipe"] = _origin_recipe(weights.parents[1])
     if plain["backbone"]["source"] == "folder" and Path(cfg.backbone.path).is_dir():
-        plain["backbone"]["content"] = content_sha256(Path(cfg.backbone.path))
+        content = content_sha256(Path(cfg.backbone.path))
+        plain["backbone"]["content"] = content
+        if plain["backbone"]["name"] == cfg.backbone.path:  # m, m/ and ../m are one backbone
+            plain["backbone"]["name"] = f"folder-{content[:8]}"
     return plain
 
 
 def _resolved(cfg: DictConfig, group: str) -> dict:
     """One group's part of the recipe, see `recipe`."""
-    kept = [key for key in cfg[group] if key not in NOT_IN_RECIPE.get(group, ())]
-    node = OmegaConf.masked_copy(cfg[group], kept)
-    node._set_parent(cfg)
-    lacking = [key for key in kept if _has_no_entry(node, key)]
+    node, plain, lacking = cfg[group], {}, []
+    for key in [key for key in node if key not in NOT_IN_RECIPE.get(group, ())]:
+        try:
+            plain[key] = _value(node, key)
+            if plain[key] is None and key == "learning_rate":  # nor has the adapter a default
+                lacking.append(key)
+        except MissingMandatoryValue as error:
+            name = error.full_key or f"{group}.{key}"
+            raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
+        except InterpolationKeyError as error:
+            if "protocol.tables" not in str(error):
+                raise ConfigError(unknown_reference(f"{group}.{key}", error)) from error
+            lacking.append(key)
     if lacking:
         raise ConfigError(
             f"The protocol {cfg.protocol.name!r} has no {', '.join(lacking)} for adapter {cfg.adapter.name!r} on "
             f"task {cfg.task.name!r}: set {' '.join(f'{group}.{key}=...' for key in lacking)} or choose "
             "another protocol."
         )
-    try:
-        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        name = f"{group}.{error.full_key}"
-        raise ConfigError(f"{name} is not set: add {name}=... to the command.") from error
-    except InterpolationKeyError as error:
-        raise ConfigError(
-            f"{group} cannot be resolved ({first_line(error)}): set that value."
-        ) from error
+    return plain
+
+
+def _value(node: DictConfig, key: str) -> object:
+    """A setting of a group, resolved, as plain Python."""
+    value = node[key]
+    if not OmegaConf.is_config(value):
+        return value
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+
+
+def unknown_reference(name: str, error: InterpolationKeyError) -> str:
+    """What is wrong with a setting that refers to another one, such as `${DATA}/t.csv`, which does not exist."""
+    found = re.search(r"Interpolation key '([^']*)' not found", str(error))
+    other = found[1] if found else first_line(error)
+    return (
+        f"{name} refers to ${{{other}}}, which is not a setting: for a variable of the shell use double quotes, or "
+        f"${{oc.env:{other}}} for one of the environment."
+    )
 
 
 def _origin_recipe(folder: Path) -> str | None:
@@ -104,16 +127,6 @@ def adapter_to_start_from(folder: Path) -> Path:
                 f"The run in {adapter.parent}, to start from, is {status}: finish it first, or set adapter.init_from."
             )
     return adapter
-
-
-def _has_no_entry(node: DictConfig, key: str) -> bool:
-    """Whether a table lacks what a setting is read from; for the rate, whether the adapter has no default either."""
-    if OmegaConf.is_missing(node, key):
-        return False  # another error's
-    try:
-        return node[key] is None and key == "learning_rate"
-    except InterpolationKeyError:
-        return True
 
 
 def _own_files(data: dict) -> list[str]:

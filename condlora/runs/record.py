@@ -74,12 +74,15 @@ def _own_sha256(record: dict) -> str:
     return json_sha256(rest)
 
 
-def read_record(folder: Path) -> dict:
+def read_record(folder: Path, *, verify: bool = True) -> dict:
     """The record of a run folder.
 
+    verify: compare the files of a finished run with the checksums in its record. A result must not be used without it;
+    to know the state of a run, the record is enough.
+
     Raises:
-        RunFolderError: it is missing, not JSON, of another schema, or was changed after it was written; or a file
-            of a finished run is missing or was changed.
+        RunFolderError: the record is missing, not JSON, of another schema, or was changed after it was written; or a
+            file of a finished run is missing or, if `verify`, was changed.
     """
     path = folder / "record.json"
     advice = "run the same training command again to redo this run"
@@ -99,11 +102,34 @@ def read_record(folder: Path) -> dict:
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
         if missing:
             raise RunFolderError(f"{folder} lacks {', '.join(missing)}: {advice}.")
-        for name in REQUIRED_FILES:  # and no path that a record might name
+        for name in REQUIRED_FILES if verify else ():  # and no path that a record might name
             if sha256(folder / name) != record["files"].get(name):
                 raise RunFolderError(
                     f"{folder / name} was changed or damaged after it was written: {advice}."
                 )
+    return record
+
+
+def read_cell_record(folder: Path, *, verify: bool = True) -> dict:
+    """The record of a run folder that lies where `run_folder` puts its run; see `read_record`.
+
+    Raises:
+        RunFolderError: see `read_record`; or the record is of another cell, as after `cp -r seed-0 seed-7`.
+    """
+    record = read_record(folder, verify=verify)
+    profile, task, adapter, seed = folder.parts[-4:]
+    place = {
+        "profile": profile,
+        "task": task,
+        "adapter": adapter,
+        "seed": seed.removeprefix("seed-"),
+    }
+    differs = [key for key, value in place.items() if str(record.get(key, value)) != value]
+    if differs:
+        named = ", ".join(f"{key} {record[key]}" for key in differs)
+        raise RunFolderError(
+            f"{folder / 'record.json'} is the record of another run ({named}): move this copy out of the runs folder."
+        )
     return record
 
 
@@ -141,9 +167,9 @@ def now() -> str:
 
 
 def finished_record(folder: Path, digest: str) -> dict | None:
-    """The record of this very cell and recipe if it is done."""
+    """The record of this very cell and recipe if it is done and its files are as they were written."""
     try:
-        record = read_record(folder)
+        record = read_cell_record(folder)
     except RunFolderError:
         return None
     return record if record["status"] == "done" and record["recipe_hash"] == digest else None
@@ -157,7 +183,7 @@ def set_aside(folder: Path, digest: str) -> None:
     if not folder.exists():
         return
     try:
-        record = read_record(folder)
+        record = read_cell_record(folder)
         if record["status"] != "done":
             if record["recipe_hash"] != digest:
                 shutil.rmtree(folder)

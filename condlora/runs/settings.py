@@ -1,153 +1,162 @@
-"""What values the settings of a run may have, checked before anything is loaded.
+"""The values that the settings of a run may have, checked before anything is loaded.
 
-Names that are not there are Hydra's to refuse; here are values that a library would refuse hours later, in its own
-words, or never. What depends on the data, the backbone or the machine is checked where these are known.
+Hydra refuses names that do not exist; here are values that a library would refuse hours later, in its own words, or
+never. What depends on the data, the backbone or the machine is checked where these are known.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
-
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import model_validator
 
-from condlora.errors import ConfigError
-from condlora.glue.tasks import label_name
+from condlora import settings
+from condlora.labels import label_name
 from condlora.paths import CONFIGS
+from condlora.settings import Settings, choice, matching, number, whole
 
-Rule = tuple[str, Callable[[object], bool]]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def whole(least: int) -> Rule:
-    return (
-        f"a whole number from {least} on",
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
-    )
+COMMIT = matching(
+    "^[0-9a-f]{40}$", "the 40 digits of a commit, as a branch or a tag moves", null=True
+)
 
 
-def above(least: float) -> Rule:
-    return f"a number above {least:g}", lambda v: _is_number(v) and v > least
+class NamedSettings(Settings):
+    name: matching(".", "a text")
 
 
-def between(least: float, most: float) -> Rule:
-    return f"a number from {least:g} to {most:g}", lambda v: _is_number(v) and least <= v <= most
+class PinnedSettings(Settings):
+    revision: COMMIT = None
 
 
-def one_of(*names: str | bool) -> Rule:
-    return f"one of {', '.join(map(str, names))}", lambda v: v in names
+class AdapterDefaults(Settings):
+    r: whole(1)
+    lora_dropout: number(0, 1)
 
 
-def or_null(rule: Rule) -> Rule:
-    says, holds = rule
-    return f"{says}, or null", lambda v: v is None or holds(v)
+class ProtocolSettings(Settings):
+    adapter: AdapterDefaults
+    learning_rate: number(0)
+    epochs: whole(1, null=True)
+    max_steps: whole(1, null=True)
+    batch_size: whole(1)
+    max_length: whole(4)
+    weight_decay: number(0)
+    warmup_ratio: number(0, 1)
+    max_grad_norm: number(0, above=True)
+    precision: choice("auto", "no", "bf16", "fp16")
+    regression_targets: choice("raw", "standardised")
+    validation: choice("tenth_of_train", "test")
+    validation_limit: whole(1, null=True) = None
+    evaluate_every: whole(1, null=True)
+    select: choice("best", "last")
+    early_stopping_patience: whole(1, null=True)
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> ProtocolSettings:
+        if self.max_steps is None and self.epochs is None:
+            raise ValueError(
+                "protocol.epochs and protocol.max_steps are both null: set one, or training has no end."
+            )
+        return self
 
 
-def auto_or(rule: Rule) -> Rule:
-    says, holds = rule
-    return f"{says}, or auto", lambda v: v == "auto" or holds(v)
+class RuntimeSettings(Settings):
+    device: choice("auto", "cpu", "cuda")
+    threads: whole(1, null=True)
+    padding: choice("auto", "packed", "longest", "max_length")
+    evaluation_batch_size: whole(1, auto=True)
+    fleet: whole(1, auto=True)
+    deterministic: choice(True, False)
+    checkpoint_minutes: number(0, above=True, null=True)
+    checkpoint_steps: whole(1, null=True)
+    progress: choice("auto", "bars", "plain")
 
 
-def commit() -> Rule:
-    return (
-        "the 40 digits of a commit, as a branch or a tag moves",
-        lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{40}", v) is not None,
-    )
+class SeedSettings(Settings):
+    seed: whole(0)
 
 
-RULES: dict[str, Rule] = {
-    "seed": whole(0),
-    "backbone.revision": or_null(commit()),
-    "data.revision": or_null(commit()),
-    "protocol.adapter.r": whole(1),
-    "protocol.adapter.lora_dropout": between(0, 1),
-    "protocol.learning_rate": between(0, 1e30),
-    "protocol.epochs": or_null(whole(1)),
-    "protocol.max_steps": or_null(whole(1)),
-    "protocol.batch_size": whole(1),
-    "protocol.max_length": whole(4),
-    "protocol.weight_decay": between(0, 1e30),
-    "protocol.warmup_ratio": between(0, 1),
-    "protocol.max_grad_norm": above(0),
-    "protocol.precision": one_of("auto", "no", "bf16", "fp16"),
-    "protocol.regression_targets": one_of("raw", "standardised"),
-    "protocol.evaluate_every": or_null(whole(1)),
-    "protocol.evaluations": or_null(whole(1)),
-    "protocol.select": one_of("best", "last"),
-    "protocol.early_stopping_patience": or_null(whole(1)),
-    "protocol.test_rows_from_train": or_null(whole(1)),
-    "protocol.undefined_score": or_null(between(-1, 1)),
-    "runtime.device": one_of("auto", "cpu", "cuda"),
-    "runtime.threads": or_null(whole(1)),
-    "runtime.padding": one_of("auto", "packed", "longest", "max_length"),
-    "runtime.evaluation_batch_size": auto_or(whole(1)),
-    "runtime.fleet": auto_or(whole(1)),
-    "runtime.deterministic": one_of(True, False),
-    "runtime.checkpoint_minutes": or_null(above(0)),
-    "runtime.checkpoint_steps": or_null(whole(1)),
-    "runtime.progress": one_of("auto", "bars", "plain"),
-}
+class RunSettings(SeedSettings):
+    """What is checked of the config of a run; a part with an interpolation that cannot be resolved is left out."""
+
+    task: NamedSettings
+    backbone: PinnedSettings
+    data: PinnedSettings
+    protocol: ProtocolSettings
+    runtime: RuntimeSettings
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raise a ConfigError for the first setting of a run that is not set or has no meaning."""
-    for name in sorted(OmegaConf.missing_keys(cfg)):
-        raise ConfigError(f"{name} is not set: add {name}=... to the command.")
-    for name, (says, holds) in RULES.items():
-        value = OmegaConf.select(cfg, name)
-        if not holds(value):
-            raise ConfigError(f"{name}={value!r} has no meaning: it must be {says}.")
-    if cfg.protocol.max_steps is None and cfg.protocol.epochs is None:
-        raise ConfigError(
-            "protocol.epochs and protocol.max_steps are both null: set one, or training has no end."
-        )
-    if cfg.task.official_rows is None:
-        check_own_task(cfg.task)
+    """Raise a ConfigError that names all settings of a run that are not set or invalid."""
+    settings.refuse(run_faults(cfg))
+
+
+def run_faults(cfg: DictConfig) -> list[str]:
+    """A sentence for each setting of a run that is not set or invalid."""
+    found = settings.unset(cfg) + settings.faults(RunSettings, _known(RunSettings, cfg))
+    if not found and cfg.task.official_rows is None:
+        found += own_task_faults(OmegaConf.to_container(cfg.task, resolve=True))
+    return found
+
+
+def _known(schema: type[Settings], cfg: DictConfig) -> dict:
+    """The values of a schema's fields, resolved; without those that `condlora.runs.recipe` reports with the reason."""
+    plain = {}
+    for name, field in schema.model_fields.items():
+        if OmegaConf.is_missing(cfg, name) or name not in cfg:
+            continue
+        try:
+            value = cfg[name]
+        except (
+            OmegaConfBaseException
+        ):  # a reference to what does not exist, such as a table's entry
+            continue
+        if value is None and name == "learning_rate":
+            continue
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+        plain[name] = _known(field.annotation, value) if nested else value
+    return plain
 
 
 METRICS_OF_LABELS = ("accuracy", "f1", "matthews_correlation")
 METRICS_OF_NUMBERS = ("pearson", "spearman")
 
 
-def check_own_task(task: DictConfig) -> None:
-    """Raise a ConfigError if a user's task has no meaning."""
+def own_task_faults(task: dict) -> list[str]:
+    """What is wrong with a user's task, a sentence each."""
+    fields, labels, metrics = task["fields"], task["labels"], task["metrics"]
+    found = []
     # "average" is a row of the tables.
-    if (CONFIGS / "task" / f"{task.name}.yaml").exists() or task.name == "average":
-        raise ConfigError(
-            f"task.name={task.name} is taken, and its scores would pass for that task's: choose another name."
+    if task["name"].lower() in {path.stem for path in (CONFIGS / "task").glob("*.yaml")} | {
+        "average"
+    }:
+        found.append(
+            f"task.name={task['name']} is taken, and its scores would pass for that task's: choose another name."
         )
-    plain = OmegaConf.to_container(task, resolve=True)
-    fields, labels, metrics = plain["fields"], plain["labels"], plain["metrics"]
     if not _is_list_of_names(fields) or len(fields) > 2:
-        raise ConfigError(
-            f"task.fields={fields!r} has no meaning: name one or two columns, as in task.fields=[text]."
+        found.append(
+            f"Invalid value task.fields={fields!r}; expected one or two columns, as in task.fields=[text]."
         )
-    if len({*fields, "label", plain["label"]}) != len(fields) + len({"label", plain["label"]}):
-        raise ConfigError(
+    elif len({*fields, "label", task["label"]}) != len(fields) + len({"label", task["label"]}):
+        found.append(
             f"task.fields={fields!r} holds a column twice, or the label's, or one named label: rename it in the data."
         )
-    if labels is not None:
-        names = [label_name(label) for label in labels] if isinstance(labels, list) else []
-        if len(set(names)) < 2 or len(set(names)) != len(names):
-            raise ConfigError(
-                f"task.labels={labels!r} has no meaning: name two or more different labels, as in "
-                "task.labels=[bad,good], or null for numbers."
-            )
+    names = [label_name(label) for label in labels] if isinstance(labels, list) else []
+    if labels is not None and (len(set(names)) < 2 or len(set(names)) != len(names)):
+        found.append(
+            f"Invalid value task.labels={labels!r}; expected two or more different labels, as in "
+            "task.labels=[bad,good], or null for numbers."
+        )
     choices = METRICS_OF_NUMBERS if labels is None else METRICS_OF_LABELS
     if not _is_list_of_names(metrics) or not set(metrics) <= set(choices):
-        raise ConfigError(
+        found.append(
             f"task.metrics={metrics!r} does not fit task.labels={labels!r}: choose of {', '.join(choices)}."
         )
-    if "f1" in metrics and len(labels) != 2:
-        raise ConfigError("task.metrics has f1, which is of two labels: leave it out.")
-    if plain["headline"] not in metrics:
-        raise ConfigError(
-            f"task.headline={plain['headline']} is none of task.metrics: add it there."
-        )
+    elif "f1" in metrics and len(names) != 2:
+        found.append("task.metrics has f1, which needs two labels: leave it out.")
+    if _is_list_of_names(metrics) and task["headline"] not in metrics:
+        found.append(f"task.headline={task['headline']} is none of task.metrics: add it there.")
+    return found
 
 
 def _is_list_of_names(value: object) -> bool:

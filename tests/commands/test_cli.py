@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from condlora.commands.cli import explain
+from condlora.commands.explain import explain
 from condlora.commands.train import attempt
 from condlora.grid import cells as grid
 from condlora.training import run as finetune
@@ -69,7 +69,7 @@ def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkey
 
     monkeypatch.setattr(finetune, "evaluate", breaks_once)
     for cfg in cells:
-        attempt(cfg)
+        attempt(cfg, [])
     said = capsys.readouterr().err
     assert "error: rte condlora seed 0: a defect of condlora" in said and "Traceback" in said
     found = [grid.inspect(cfg) for cfg in cells]
@@ -81,8 +81,11 @@ def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkey
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
-        (PermissionError(errno.EACCES, "denied", "/runs"), "No permission to write /runs"),
-        (OSError(errno.EROFS, "Read-only file system", "/runs"), "No permission to write /runs"),
+        (PermissionError(errno.EACCES, "denied", "/runs"), "No permission to read or write /runs"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/runs"),
+            "No permission to read or write /runs",
+        ),
         (OSError(errno.EIO, "Input/output error"), "The disk failed (Input/output error)"),
     ],
 )

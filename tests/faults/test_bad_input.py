@@ -20,7 +20,8 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig
-from condlora.commands import cli
+from condlora.commands.explain import explain
+from condlora.errors import UserError
 from condlora.grid import preflight
 from condlora.grid.cells import compose_cells
 from condlora.models.backbones import load_backbone
@@ -44,44 +45,44 @@ SETTINGS = [
     ("runtime=fast", "There is no runtime 'fast'"),
     ("protocol.lr=1", "Unknown setting"),
     ("sead=1", "Unknown setting"),
-    ("seed=-1", "seed=-1 has no meaning: it must be a whole number from 0 on"),
-    ("seed=zero", "seed='zero' has no meaning"),
-    ("protocol.batch_size=0", "protocol.batch_size=0 has no meaning"),
-    ("protocol.batch_size=1.5", "protocol.batch_size=1.5 has no meaning"),
-    ("protocol.batch_size=many", "protocol.batch_size='many' has no meaning"),
-    ("protocol.learning_rate=-1", "protocol.learning_rate=-1 has no meaning"),
-    ("protocol.learning_rate=nan", "protocol.learning_rate=nan has no meaning"),
-    ("protocol.learning_rate=fast", "protocol.learning_rate='fast' has no meaning"),
-    ("protocol.max_steps=0", "protocol.max_steps=0 has no meaning"),
+    ("seed=-1", "Invalid value seed=-1; expected a whole number of at least 0"),
+    ("seed=zero", "Invalid value seed='zero'; expected"),
+    ("protocol.batch_size=0", "Invalid value protocol.batch_size=0; expected"),
+    ("protocol.batch_size=1.5", "Invalid value protocol.batch_size=1.5; expected"),
+    ("protocol.batch_size=many", "Invalid value protocol.batch_size='many'; expected"),
+    ("protocol.learning_rate=-1", "Invalid value protocol.learning_rate=-1; expected"),
+    ("protocol.learning_rate=nan", "Invalid value protocol.learning_rate=nan; expected"),
+    ("protocol.learning_rate=fast", "Invalid value protocol.learning_rate='fast'; expected"),
+    ("protocol.max_steps=0", "Invalid value protocol.max_steps=0; expected"),
     ("protocol.max_steps=null", "protocol.epochs and protocol.max_steps are both null"),
-    ("protocol.weight_decay=-0.1", "protocol.weight_decay=-0.1 has no meaning"),
-    ("protocol.warmup_ratio=1.5", "protocol.warmup_ratio=1.5 has no meaning: it must be a number from 0 to 1"),
-    ("protocol.max_grad_norm=0", "protocol.max_grad_norm=0 has no meaning: it must be a number above 0"),
-    ("protocol.evaluate_every=0", "protocol.evaluate_every=0 has no meaning"),
-    ("protocol.early_stopping_patience=0", "protocol.early_stopping_patience=0 has no meaning"),
-    ("protocol.select=first", "protocol.select='first' has no meaning: it must be one of best, last"),
-    ("protocol.precision=fp8", "protocol.precision='fp8' has no meaning"),
-    ("protocol.regression_targets=log", "protocol.regression_targets='log' has no meaning"),
-    ("protocol.validation=half", "Unknown protocol.validation 'half'"),
-    ("+protocol.validation_limit=0", "protocol.validation_limit is 0"),
-    ("protocol.max_length=0", "protocol.max_length=0 has no meaning"),
+    ("protocol.weight_decay=-0.1", "Invalid value protocol.weight_decay=-0.1; expected"),
+    ("protocol.warmup_ratio=1.5", "Invalid value protocol.warmup_ratio=1.5; expected a number from 0 to 1"),
+    ("protocol.max_grad_norm=0", "Invalid value protocol.max_grad_norm=0; expected a number above 0"),
+    ("protocol.evaluate_every=0", "Invalid value protocol.evaluate_every=0; expected"),
+    ("protocol.early_stopping_patience=0", "Invalid value protocol.early_stopping_patience=0; expected"),
+    ("protocol.select=first", "Invalid value protocol.select='first'; expected one of best, last"),
+    ("protocol.precision=fp8", "Invalid value protocol.precision='fp8'; expected"),
+    ("protocol.regression_targets=log", "Invalid value protocol.regression_targets='log'; expected"),
+    ("protocol.validation=half", "Invalid value protocol.validation='half'; expected one of tenth_of_train, test"),
+    ("+protocol.validation_limit=0", "Invalid value protocol.validation_limit=0; expected"),
+    ("protocol.max_length=0", "Invalid value protocol.max_length=0; expected"),
     ("protocol.max_length=5000", "protocol.max_length is 5000, and mine reads at most 128"),
-    ("runtime.device=tpu", "runtime.device='tpu' has no meaning"),
-    ("runtime.device=cuda", "no CUDA GPU is to be seen here"),
-    ("runtime.threads=0", "runtime.threads=0 has no meaning"),
-    ("runtime.padding=left", "runtime.padding='left' has no meaning"),
+    ("runtime.device=tpu", "Invalid value runtime.device='tpu'; expected"),
+    ("runtime.device=cuda", "no CUDA device is available"),
+    ("runtime.threads=0", "Invalid value runtime.threads=0; expected"),
+    ("runtime.padding=left", "Invalid value runtime.padding='left'; expected"),
     ("runtime.attention=nonsense", "has no runtime.attention=nonsense"),
-    ("runtime.evaluation_batch_size=0", "runtime.evaluation_batch_size=0 has no meaning"),
-    ("runtime.deterministic=maybe", "runtime.deterministic='maybe' has no meaning"),
-    ("runtime.checkpoint_minutes=-1", "runtime.checkpoint_minutes=-1 has no meaning"),
+    ("runtime.evaluation_batch_size=0", "Invalid value runtime.evaluation_batch_size=0; expected"),
+    ("runtime.deterministic=maybe", "Invalid value runtime.deterministic='maybe'; expected"),
+    ("runtime.checkpoint_minutes=-1", "Invalid value runtime.checkpoint_minutes=-1; expected"),
     ("runtime.trackers=[nothing] protocol.precision=no", "runtime.trackers=['nothing'] is not usable"),
     ("profile.name=../up", "is no folder's name"),
-    ("protocol.adapter.r=0", "protocol.adapter.r=0 has no meaning"),
+    ("protocol.adapter.r=0", "Invalid value protocol.adapter.r=0; expected"),
     ("adapter.config.r=-4", "does not fit the backbone"),
     ("adapter.config.target_modules=[elsewhere]", "does not fit the backbone"),
     ("adapter.config.colour=red", "Unknown setting"),
-    ("+backbone.revision=main", "must be the 40 digits of a commit, as a branch or a tag moves"),
-    ("+data.revision=e2da8e2", "must be the 40 digits of a commit"),
+    ("+backbone.revision=main", "expected the 40 digits of a commit, as a branch or a tag moves"),
+    ("+data.revision=e2da8e2", "expected the 40 digits of a commit"),
     ("+backbone.weights_sha256=beef", "The weights of mine are not those that backbone.weights_sha256 names"),
     ("+adapter.config.colour=red", "adapter=lora is not accepted"),
 ]  # fmt: skip
@@ -256,7 +257,7 @@ ADAPTERS = {  # what scripts/export_lora.py is given
 DISK = {
     "full": (full_disk, "The disk is full"),
     "broken": (broken_disk, "The disk failed"),
-    "read-only": (read_only_disk, "No permission to write"),
+    "read-only": (read_only_disk, "No permission to read or write"),
 }
 
 CASES = [
@@ -322,9 +323,9 @@ def attempt(user, *overrides):
         (cfg,) = compose_cells((*words, *places, *overrides))
         return finetune.run(cfg), 0
     except Exception as error:
-        message = cli.explain(error)
+        message = explain(error)
         assert message is not None, f"{type(error).__name__} would be a stack trace: {error}"
-        return message, getattr(error, "exit_status", cli.UserError.exit_status)
+        return message, getattr(error, "exit_status", UserError.exit_status)
 
 
 def export(user):

@@ -181,5 +181,5 @@ def test_signal_to_a_launcher_is_its_exit_status(tmp_path):
         launcher.send_signal(signal.SIGTERM)
         said = launcher.communicate(timeout=60)[1]
     assert launcher.returncode == 143
-    assert "interrupted: the same command goes on here" in said
+    assert "interrupted: run the same command to resume" in said
     assert read_record(record.parent)["status"] == "interrupted"

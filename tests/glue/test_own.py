@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from condlora.commands.cli import explain
+from condlora.commands.explain import explain
 from condlora.errors import ConfigError, DataError, NetworkError, UserError
 from condlora.glue.prepare import prepare
 from condlora.glue.sources import load_text
@@ -308,17 +308,17 @@ def test_recipe_follows_the_content_of_a_saved_set(own, tmp_path):
 
 SENTENCES = [
     (("task.name=rte",), "task.name=rte is taken"),
-    (("task.fields=title",), "task.fields='title' has no meaning: name one or two columns"),
-    (("task.fields=[a,b,c]",), "name one or two columns"),
+    (("task.fields=title",), "Invalid value task.fields='title'; expected one or two columns"),
+    (("task.fields=[a,b,c]",), "expected one or two columns"),
     (("task.fields=[title,title]",), "holds a column twice"),
     (("task.fields=[stars]",), "holds a column twice, or the label's"),
     (("task.fields=[label]",), "or one named label"),
-    (("task.labels=[bad]",), "name two or more different labels"),
-    (("task.labels=[1,1.0]",), "name two or more different labels"),
-    (("task.labels=bad",), "name two or more different labels"),
+    (("task.labels=[bad]",), "expected two or more different labels"),
+    (("task.labels=[1,1.0]",), "expected two or more different labels"),
+    (("task.labels=bad",), "expected two or more different labels"),
     (("task.labels=null",), "task.metrics=['accuracy'] does not fit task.labels=None: choose of pearson, spearman"),
     (("task.metrics=[pearson]",), "choose of accuracy, f1, matthews_correlation"),
-    (("task.metrics=[f1]", "task.labels=[a,b,c]"), "task.metrics has f1, which is of two labels"),
+    (("task.metrics=[f1]", "task.labels=[a,b,c]"), "task.metrics has f1, which needs two labels"),
     (("task.headline=f1",), "task.headline=f1 is none of task.metrics"),
     (("protocol=authors", "~protocol.learning_rate"),
      "has no learning_rate, epochs, early_stopping_patience for adapter 'lora' on task 'mine': set "

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from condlora.commands.cli import explain
+from condlora.commands.explain import explain
 from condlora.errors import (
     ConfigError,
     DataError,
@@ -136,7 +136,7 @@ def test_unfinished_grid_fails_the_command(finished):
 def test_paper_profile_says_what_is_missing_and_names_the_embedded_one(
     monkeypatch, cuda, hub, missing
 ):
-    monkeypatch.setattr(preflight, "_has_cuda", lambda: cuda)
+    monkeypatch.setattr(preflight, "has_cuda", lambda: cuda)
     monkeypatch.setattr(preflight, "_is_available", lambda *_: hub)
     with pytest.raises((DeviceError, NetworkError)) as caught:
         preflight.preflight(["profile=paper"])
@@ -145,7 +145,7 @@ def test_paper_profile_says_what_is_missing_and_names_the_embedded_one(
 
 
 def test_embedded_profile_needs_neither_gpu_nor_hub(monkeypatch):
-    monkeypatch.setattr(preflight, "_has_cuda", lambda: False)
+    monkeypatch.setattr(preflight, "has_cuda", lambda: False)
     monkeypatch.setattr(preflight, "_is_available", lambda *_: pytest.fail("asked the hub"))
     preflight.preflight(["profile=embedded"])
 
