@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condlora.paths import ROOT
+from condlora.paths import IS_CHECKOUT, ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,8 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def _git(*arguments: str) -> str | None:
+    if not IS_CHECKOUT:  # an installed package may lie inside a repository of its user
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30
