@@ -1,8 +1,12 @@
 """What each statistic can detect: planted worlds on a backbone's own W0, from its weights alone.
 
+Examples:
+    python analysis/conversion_power.py
+    python analysis/conversion_power.py backbone=roberta-base
+
 Answers one question before any run is looked at: if one map of W0 explained a share rho of A or B, which of the
 reported statistics would show it, and from which rho on? Beside it stands what Figure 1's statistic is when
-nothing was learned, in closed form. `python analysis/conversion_power.py backbone=minilm`
+nothing was learned, in closed form.
 """
 
 from __future__ import annotations
