@@ -55,7 +55,7 @@ class CondLoraConfig(PeftConfig):
         exclude_modules: names or a regular expression of modules to leave alone.
         bias: which biases of the base model are trained and saved too: "none", "all", or
             "condlora_only" for those of the target modules.
-        modules_to_save: modules trained and saved whole beside the adapter, such as a classifier head.
+        modules_to_save: modules trained and saved whole with the adapter, such as a classifier head.
         layers_to_transform, layers_pattern: restrict the adapter to these layers, as in `LoraConfig`.
         rank_pattern, alpha_pattern: other ranks or alphas by module name or regular expression, as in
             `LoraConfig`, for whole sharing groups: {"query": 4}; with sharing="shape" by shape: {"16x16": 4}.
@@ -153,7 +153,7 @@ class CondLoraConfig(PeftConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As PEFT; CondLoRA's own file says nothing of what is not used, so that what it holds stays as it was without them."""
+        """As PEFT, without the fields that CondLoRA itself does not use, so that its files stay as before those existed."""
         said = super().to_dict()
         if self.method == "condlora":
             del said["method"], said["options"]

@@ -37,7 +37,7 @@ def adapters_by_row(
             'and "__base__" stands for no adapter.'
         )
     by_beam = [name for name in adapter_names for _ in range(num_beams)]
-    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None
+    encoder: nn.Module | None = getattr(model, "get_encoder", lambda: None)()
     # An encoder sees each row once, a decoder once for each beam.
     once = set() if encoder in (None, model) else set(encoder.modules())
     hooks = [
@@ -64,10 +64,12 @@ def _pass_names(
 def draw_ranks(model: nn.Module, _: Any) -> None:
     """For nested methods, before each forward pass in training: one rank for all layers of an adapter."""
     nested: dict[str, list[CondLoraLayer]] = {}
-    for layer in (module for module in model.modules() if isinstance(module, CondLoraLayer)):
-        for name, method in layer.method.items():
-            if layer.training and method.is_nested:
-                nested.setdefault(name, []).append(layer)
+    for module in model.modules():
+        if not isinstance(module, CondLoraLayer):
+            continue
+        for name, method in module.method.items():
+            if module.training and method.is_nested:
+                nested.setdefault(name, []).append(module)
     for name, layers in sorted(nested.items()):
         highest = max(layer.r[name] for layer in layers)
         rank = int(torch.randint(1, highest + 1, (), device="cpu"))

@@ -95,6 +95,12 @@ class CondLoraLayer(BaseTunerLayer):
         derived = (n for n, held in self._modules.items() if isinstance(held, BufferDict))
         return (*self.settings, *derived)
 
+    def _held(self, attribute: str, kind: type[Held]) -> Held:
+        if not hasattr(self, attribute):
+            setattr(self, attribute, kind())
+        held: Held = getattr(self, attribute)
+        return held
+
     def _get_available_adapters(self) -> set[str]:
         return set(self.group)
 
@@ -118,7 +124,7 @@ class CondLoraLayer(BaseTunerLayer):
     def frozen_weight(self) -> torch.Tensor:
         """W (out, in): the pretrained weight, also while adapters are merged into the base layer.
 
-        A quantised weight is dequantised once and kept: 2 or 4 bytes an element, beside the quantised one.
+        A quantised weight is dequantised once and kept: 2 or 4 bytes an element, in addition to the quantised one.
         """
         if self.quantization_backend is not None:
             if self._dequantised is None:
@@ -165,7 +171,7 @@ class CondLoraLayer(BaseTunerLayer):
         return not self.training and not has_gradient
 
     def _factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B for the forward pass: made anew in training, once at inference.
+        """A and B for the forward pass: made in every call in training, once in evaluation.
 
         Kept while neither maps nor W are written to or replaced, as torch's version counters tell; `train()`
         and `eval()` forget them, since writing through `.data` moves no counter.
@@ -296,17 +302,12 @@ class Linear(nn.Module, CondLoraLayer):
                 values = tensor.make(generator)
             held[adapter_name] = values.to(W.device, torch.promote_types(W.dtype, torch.float32))
 
-    def _held(self, attribute: str, kind: type[Held]) -> Held:
-        if not hasattr(self, attribute):
-            setattr(self, attribute, kind())
-        return getattr(self, attribute)
-
     def train(self, mode: bool = True):
         self.made.clear()
         return super().train(mode)
 
     def _apply(self, fn, recurse: bool = True):
-        """As for any module (`.to`, `.half`), and the weights that are kept beside the layer go along."""
+        """As for any module (`.to`, `.half`), and the weights that the layer keeps move with it."""
         self.made.clear()
         if self._dequantised is not None:
             self._dequantised = fn(self._dequantised)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from condlora.tuner.layer import CondLoraLayer
 
 def create_loraplus_optimizer(
     model: nn.Module,
-    optimizer_cls: type[Optimizer],
+    optimizer_cls: Callable[..., Optimizer],
     *,
     lr: float,
     loraplus_lr_ratio: float,

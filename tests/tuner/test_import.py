@@ -284,7 +284,7 @@ WRONG_AUTHORS = {
     "a setting nobody knows": ("condlora", None, {"use_dora": True}, "sets use_dora"),
     "trained biases": ("lora", None, {"bias": "all"}, "sets bias"),
     "no alpha": ("condlora", None, {"lora_alpha": None}, "lacks lora_alpha"),
-    "a config of another method": ("lora", None, {"peft_type": "ConditionalLORA"}, "does not say peft_type 'LORA'"),
+    "a config of another method": ("lora", None, {"peft_type": "ConditionalLORA"}, "does not name peft_type 'LORA'"),
     "modules the base lacks": ("condlora", None, {"target_modules": ["q_proj"]}, "does not fit"),
     "modules that are not square": ("condlora", None, {"target_modules": ["query", "dense"]}, "square"),
     "a missing layer of LoRA": ("lora", drop("layer.2.attention.self.value.lora_A.weight"), {}, "lacks .*layer.2"),

@@ -55,7 +55,7 @@ def write_adapter(
     holds is removed first.
 
     Raises:
-        AdapterError: something lies there already; with `overwrite`, something else than an adapter.
+        AdapterError: the folder is not empty; with `overwrite`, something else than an adapter.
     """
     folder = Path(folder)
     if overwrite and folder.is_dir() and {path.name for path in folder.iterdir()} <= ADAPTER_FILES:
@@ -74,7 +74,7 @@ def write_adapter(
 
 
 def order_names(config: PeftConfig) -> None:
-    """Sort the names in a config: PEFT keeps some as sets, whose order is another in every process."""
+    """Sort the names in a config: PEFT keeps some as sets, whose order differs between processes."""
     for name in ("target_modules", "modules_to_save"):
         if isinstance(value := getattr(config, name, None), set | list):
             setattr(config, name, sorted(set(value)))
@@ -93,7 +93,7 @@ def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    except Exception as error:  # PEFT and safetensors raise what they come upon, down to KeyError
+    except Exception as error:  # PEFT and safetensors raise errors of any class, down to KeyError
         raise AdapterError(
             f"{folder} holds no readable adapter ({first_line(error)}): it needs {CONFIG_NAME} and "
             f"{SAFETENSORS_WEIGHTS_NAME}, as save_pretrained writes them."
@@ -101,7 +101,7 @@ def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
     base, model_class = base_of(config, base, folder)
     model_config = base_config(base, config, tensors, model_class)
     try:
-        # A head with other labels than the base's own is drawn anew here and read from the adapter below;
+        # A head with other labels than the base's own is initialised here and read from the adapter below;
         # nothing else can mismatch, for the rest of the config is the base's.
         model = model_class.from_pretrained(
             base, config=model_config, revision=config.revision, ignore_mismatched_sizes=True
@@ -153,7 +153,7 @@ def base_config(
         model_config = AutoConfig.from_pretrained(base, revision=config.revision)
     except (OSError, ValueError) as error:
         raise BackboneError(
-            f"{base} is neither a folder with a config.json nor a model that is cached or to be had "
+            f"{base} is neither a folder with a config.json nor a model that is cached or available "
             f"from the hub ({first_line(error)}): give the base model with --base."
         ) from error
     probe_config = copy.deepcopy(model_config)

@@ -52,7 +52,7 @@ class Facts:
 
 
 def run_facts(folder: str | Path, *, license: str | None = None) -> Facts:
-    """The facts of a finished run, from its record and those of the other seeds of the same recipe beside it.
+    """The facts of a finished run, from its record and those of the other seeds of the same recipe in the same folder.
 
     Raises:
         RunFolderError: the run is damaged or not finished.

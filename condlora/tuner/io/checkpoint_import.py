@@ -162,8 +162,8 @@ def _from_authors(settings, layout: str, lora_alpha, source: Path) -> PeftConfig
         )
     if not isinstance(settings, dict) or settings.get("peft_type") != METHODS[layout]:
         raise AdapterError(
-            f"{source / CONFIG_NAME} does not say peft_type {METHODS[layout]!r}, as the keys beside it would "
-            "have it: config and weights are not of one checkpoint of the authors' code."
+            f"{source / CONFIG_NAME} does not name peft_type {METHODS[layout]!r}, which the keys of the "
+            "weights require: config and weights are not from one checkpoint of the authors' code."
         )
     lacking = [name for name in NEEDED if not settings.get(name)]
     unusual = [

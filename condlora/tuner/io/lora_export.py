@@ -1,4 +1,4 @@
-"""Export: an adapter of CondLoRA or its kin as the LoRA adapter that it is once A and B are made.
+"""Export: an adapter of CondLoRA or a related method as the LoRA adapter that it is once A and B are made.
 
 Exact, of the same rank and without SVD: the factors are what the layer itself multiplies by. The result is
 read by stock PEFT and by engines that serve LoRA adapters, with no condlora installed.
@@ -38,7 +38,7 @@ def export_lora(
     """Write one CondLoRA adapter of a model as a standard LoRA adapter, and return its config.
 
     `folder` gets adapter_config.json (peft_type LORA) and adapter_model.safetensors: A (r, in) and B (out, r)
-    of every adapted layer in the dtype of the maps, what `modules_to_save` and `bias` keep beside them, all
+    of every adapted layer in the dtype of the maps, what `modules_to_save` and `bias` add to them, all
     under PEFT's names. The model is not changed; an adapter that is merged is exported from the pretrained W.
 
     The config's r is the largest of the layers' ranks, by which engines reserve memory; layers of another rank

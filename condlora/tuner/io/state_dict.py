@@ -52,7 +52,7 @@ def check_complete(model: nn.Module, found: Tensors, adapter_name: str, prefix: 
             )
 
 
-def _bias_key(key: str, own: dict) -> str:
+def _bias_key(key: str, own: Tensors) -> str:
     """The name of a trained bias here, where another set of adapters may or may not wrap its layer."""
     if key in own or not key.endswith(".bias"):
         return key

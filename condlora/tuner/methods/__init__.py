@@ -1,6 +1,6 @@
 """The methods that one tuner puts on a model: CondLoRA, its controls, and other ways to share or generate A and B.
 
-To add one: a file with a `Method` beside these, a line in METHODS, and a config in `configs/adapter/`.
+To add one: a file with a `Method` in this folder, a line in METHODS, and a config in `configs/adapter/`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Derived:
-    """A frozen tensor that is made anew wherever the adapter is; `make` may draw from the generator given."""
+    """A frozen tensor that is made again wherever the adapter is loaded; `make` may draw from the generator given."""
 
     make: Callable[[torch.Generator], torch.Tensor]
     is_shared: bool = False
