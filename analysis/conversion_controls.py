@@ -19,10 +19,11 @@ def main(cfg: DictConfig) -> None:
     from analysis.present import typeset
     from analysis.present.conversion_controls import section
     from analysis.present.conversion_origin import RECIPE
+    from analysis.stats.rules import load_rules
     from analysis.study.stacks import load_stacks
 
     result = controls(load_stacks(study.done), study.settings)
-    found = section(result, study.folder / "figures")
+    found = section(result, load_rules(cfg.margin_points)[0], study.folder / "figures")
     for item in (*found.shown, *found.details):
         if isinstance(item, typeset.Table):
             typeset.write(item, study.folder / "tables")

@@ -18,11 +18,17 @@ def main(cfg: DictConfig) -> None:
     from analysis.maths.linear_map import linear_maps
     from analysis.present import typeset
     from analysis.present.linear_map import statement, table
+    from analysis.stats.rules import load_rules
     from analysis.study.stacks import load_stacks
 
     result = linear_maps(load_stacks(study.done), study.settings)
     typeset.write(table(result), study.folder / "tables")
-    print(*statement(result), f"Table: {study.folder / 'tables' / 'linear_map.md'}", sep="\n")
+    thresholds, _ = load_rules(cfg.margin_points)
+    print(
+        *statement(result, thresholds),
+        f"Table: {study.folder / 'tables' / 'linear_map.md'}",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

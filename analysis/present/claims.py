@@ -1,7 +1,7 @@
-"""Each claim of the paper, tested on the runs there are: a verdict, an estimate, what would settle it.
+"""The claims as tables and as JSON.
 
-What is claimed, how it is tested and the rule that decides stand in results/paper/claims.yaml; here is
-one computation for each. A verdict speaks of the runs at hand, on their backbone and data.
+results/paper/claims.yaml states what is claimed, how it is tested and which rule decides. A verdict applies to the
+finished runs, on their backbone and data.
 """
 
 import json
@@ -13,23 +13,23 @@ from typing import Any
 import pandas as pd
 
 from analysis.present.typeset import Table
-from analysis.stats.claims import Claim, in_order
+from analysis.stats.claims import KINDS, Claim, in_order
 from analysis.stats.formatting import UNDEFINED, interval, number, p_value
 
 
 def table(claims: list[Claim]) -> Table:
-    """Every claim in a row: verdict, what decides it, and what would settle it."""
+    """Every claim in a row: verdict, what decides it, and what would decide it."""
     rows = [
         [
             claim.verdict,
             claim.statement,
             claim.shown,
             claim.settle or UNDEFINED,
-            f"{claim.place}, {claim.kind}",
+            f"{claim.place}, {KINDS[claim.kind]}",
         ]
         for claim in in_order(claims)
     ]
-    header = ["verdict", "claim", "estimate [interval], n", "what would settle it", "where"]
+    header = ["verdict", "claim", "estimate [interval], n", "what would decide it", "where"]
     return Table(
         name="claims",
         title="Every claim and its verdict",
@@ -45,17 +45,14 @@ def table(claims: list[Claim]) -> Table:
 
 
 def table_of_parts(claims: list[Claim]) -> Table:
-    """Every part of every claim, as the verdicts rest on it."""
+    """Every part of every claim, with the numbers that its verdict rests on."""
     rows, data = [], []
     for claim in in_order(claims):
         for part in claim.parts:
             shown = [number(x, claim.digits) for x in (part.estimate, part.null, part.limit)]
             shown.insert(1, interval(*part.interval, claim.digits))
             p = [p_value(part.p_holds), p_value(part.p_fails)]
-            needs = UNDEFINED if part.needs is None else f"{part.needs:,}"
-            rows.append(
-                [claim.key, part.name, part.verdict, *shown, *p, str(part.n), claim.unit, needs]
-            )
+            rows.append([claim.key, part.name, part.verdict, *shown, *p, str(part.n), claim.unit])
             ends = {"low": part.interval.low, "high": part.interval.high}
             data.append({"claim": claim.key} | asdict(part) | ends)
     return Table(
@@ -63,13 +60,13 @@ def table_of_parts(claims: list[Claim]) -> Table:
         title="Every part of every claim",
         header=[
             *("claim", "part", "verdict", "estimate", "interval", "null", "limit"),
-            *("p, holds", "p, does not hold", "n", "unit", "n needed"),
+            *("p, holds", "p, does not hold", "n", "unit"),
         ],
         rows=rows,
         data=pd.DataFrame(data).drop(columns="interval"),
         notes=[
-            "Null: what there is with nothing to see; limit: what the rule holds the estimate against. "
-            "The rules are in results/paper/claims.yaml. n needed: for 80 % power, see the rule."
+            "Null: the value under the null hypothesis; limit: the decision threshold (of 'does not hold', for claims against draws). The rules are in "
+            "results/paper/claims.yaml."
         ],
         text_columns=3,
     )

@@ -1,27 +1,4 @@
-"""Figure 1's controls: do conversion matrices grow alike by training, or by W0's inverse alone?
-
-The paper finds W0->A = W0^-1 A' and W0->B = W0^-1 B more alike between layers than Gaussian
-matrices. Those never pass through W0^-1, so they cannot tell what was learned from what the inverse
-does to anything. Each control below changes one thing, W0 = U S V' being the singular value
-decomposition, so that W0^-1 = V S^-1 U':
-
-- Gaussian A and B through W0^-1: nothing is learned and W0 is kept. The main control.
-- LoRA before training: its A is Kaiming-uniform; its B is zero, so B's conversion is undefined.
-- Another layer's A and B through this layer's W0^-1 (all cyclic shifts of the layers): training is
-  kept, its tie to the layer's own W0 is cut.
-- Another seed: layer l of one run against layer m of another, so that the two were not trained
-  together.
-- W0's spectrum with random singular vectors, of both sides or of one. The columns of W0^-1 X lie
-  along V, weighted by S^-1: random V leaves random subspaces, whatever the adapter, and so does
-  changing both; the value is max(i, j) / d by symmetry. U decides how X falls on these directions:
-  random U sends every X to a random subspace before S^-1 and V act, which for i = j = r is the main
-  control again, as a Gaussian X spans a random subspace. So what is learned shows in U' X or nowhere.
-- W0's singular vectors with a flat spectrum: V U' X. Gaussian X stay Gaussian here, so what exceeds
-  Gaussian matrices is likeness that needs no small singular value.
-
-For a rectangular W0 the roles of U and V in A's conversion matrices are exchanged, see
-`subspace.conversion_matrices`.
-"""
+"""The controls of Figure 1 as tables, figures and a section of the report."""
 
 from pathlib import Path
 
@@ -45,6 +22,7 @@ from analysis.present.inverse_spectrum import table_of_directions, table_of_spec
 from analysis.present.typeset import Picture, Section
 from analysis.stats import formatting
 from analysis.stats.rank_tests import conversion_tests
+from analysis.stats.rules import Thresholds
 from analysis.stats.significance import summarise
 from analysis.study.names import MATRIX_LABEL
 
@@ -93,11 +71,11 @@ def table(result: Controls) -> typeset.Table:
     )
 
 
-def section(result: Controls, folder: Path) -> Section:
-    """The answer, the controls, and W0's own part in the details; figures go to `folder`."""
-    title = "Figure 1's controls: is the likeness learned, or is it W₀ itself?"
+def section(result: Controls, thresholds: Thresholds, folder: Path) -> Section:
+    """The verdicts, the controls, and the spectra of W0 in the details; figures go to `folder`."""
+    title = "Figure 1's controls: is the similarity learned, or does it come from W₀?"
     tests = conversion_tests(result.values)
-    text = [*statement(tests), *result.notes]
+    text = [*statement(result.values, tests, thresholds), *result.notes]
     if len(result.values):
         text.insert(-1 - len(result.notes), inverse_spectrum.statement(result.spectra))
     if not len(result.values):

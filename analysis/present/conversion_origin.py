@@ -1,7 +1,4 @@
-"""Are conversion matrices alike by what was learned, or by W0 itself? Tests and a plain answer.
-
-Takes the values of Figure 1's controls; every sentence follows from numbers, whichever way they fall.
-"""
+"""Sentences and the table that compare trained conversion matrices with draws through the same W0^-1."""
 
 import numpy as np
 import pandas as pd
@@ -10,18 +7,15 @@ from analysis.maths.conversion_controls import FLAT, PAIRS
 from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
 from analysis.present import typeset
 from analysis.stats import formatting
+from analysis.stats.matrix_parts import conversion_parts
+from analysis.stats.rules import FAILS, HOLDS, Thresholds, combine
 from analysis.study.names import MATRIX_LABEL, TASKS
 
-LEVEL = 0.05
-# Verdicts on the likeness of trained conversion matrices.
-NOTHING, FROM_W0, MOSTLY_W0, LEARNED, UNDECIDED = (
-    "nothing to explain", "W0 itself", "mostly W0 itself", "mostly learned", "undecided",
-)  # fmt: skip
 CHECK_IT = [
     "To check this in a minute on any encoder, without training: 1. take W₀ of the value modules of all "
     "layers; 2. draw one Gaussian A′ per layer; 3. solve W₀X = A′ in double precision; 4. compare "
-    "the mean φ between the layers' X with that between their A′. What the X have more, W₀⁻¹ has made. "
-    "python analysis/conversion_controls.py prints the lines of PyTorch that do so."
+    "the mean φ between the layers' X with that between their A′. The difference comes from W₀⁻¹. "
+    "python analysis/conversion_controls.py prints a script that does this."
 ]
 RECIPE = """\
 import torch
@@ -45,63 +39,49 @@ print("the same through W0^-1:", mean_phi([torch.linalg.solve(w, a) for w, a in 
 """
 
 
-def verdict(tests: pd.DataFrame) -> str:
-    """Where the likeness of trained conversion matrices comes from, of `compare`'s comparisons.
+def statement(values: pd.DataFrame, tests: pd.DataFrame, thresholds: Thresholds) -> list[str]:
+    """The verdicts of the rules on all tasks together, and the numbers behind them, in sentences.
 
-    NOTHING: trained ones exceed Gaussian matrices nowhere. FROM_W0: somewhere they do, and nowhere do
-    they exceed Gaussian A and B through the same W0^-1. Otherwise training adds to it: LEARNED where
-    more than half of the excess over Gaussian matrices is not in the control, in the median over the
-    comparisons that exceed these; else MOSTLY_W0. UNDECIDED: with so few runs and draws no p value
-    could have been small enough. All at 5 % after Holm's correction.
+    values: of `Controls`; tests: of `rank_tests.conversion_tests`; the rule is that of the claims
+    conversion_above_gaussian and conversion_above_control.
     """
     against_W0, against_gaussian = _rows(tests, TRAINED, CONTROL), _rows(tests, TRAINED, GAUSSIAN)
-    if len(against_W0) == 0 or against_W0.p_above.isna().all():
-        return UNDECIDED
-    alike = (against_gaussian.holm_above < LEVEL).to_numpy()
-    above = (against_W0.holm_above < LEVEL).to_numpy()
-    can_tell = against_W0.smallest_p.min() * len(against_W0) < LEVEL
-    if not above.any():
-        if not can_tell:
-            return UNDECIDED
-        return FROM_W0 if alike.any() else NOTHING
-    excess = (against_W0["difference"].to_numpy() / against_gaussian["difference"].to_numpy())[
-        alike | above
-    ]
-    return LEARNED if np.median(excess) > 0.5 else MOSTLY_W0
-
-
-def statement(tests: pd.DataFrame) -> list[str]:
-    """The answer in sentences, the verdict first, each with the numbers that it rests on."""
-    against_W0, against_gaussian = _rows(tests, TRAINED, CONTROL), _rows(tests, TRAINED, GAUSSIAN)
     if not len(against_W0):
-        return [
-            "No conversion matrices, so nothing can be said of where their likeness comes from."
-        ]
-    found, count = verdict(tests), len(against_W0)
-    above, below = (against_W0[against_W0[f"holm_{side}"] < LEVEL] for side in ("above", "below"))
-    alike = (against_gaussian.holm_above < LEVEL).sum()
-    opening = {
-        NOTHING: "Trained conversion matrices are nowhere more alike than Gaussian matrices: there is "
-        "no likeness to explain.",
-        FROM_W0: "The likeness of conversion matrices comes from W₀ itself: nowhere are trained ones more "
-        "alike than what the same W₀⁻¹ makes of Gaussian A and B.",
-        MOSTLY_W0: "Most of the likeness of conversion matrices comes from W₀ itself, as W₀⁻¹ makes it of "
-        f"Gaussian A and B; training adds to it in {len(above)} of {count} comparisons.",
-        LEARNED: "Most of the likeness of conversion matrices comes from what was learned: in "
-        f"{len(above)} of {count} comparisons they are more alike than what the same W₀⁻¹ makes of "
-        "Gaussian A and B.",
-        UNDECIDED: "Whether training adds to the likeness of conversion matrices cannot be told: with "
-        "this number of runs and draws no difference could pass the test.",
-    }[found]
+        return ["There are no conversion matrices, so the source of their similarity is unknown."]
+    found = {
+        source: combine(conversion_parts(values, source, thresholds))[0]
+        for source in (GAUSSIAN, CONTROL)
+    }
     sentences = [
-        f"{opening} (Compared by module kind, matrix and task, over all pairs of layers and over both "
-        "halves: rank tests of runs against draws, Holm's correction, 5 %.)",
-        f"Above Gaussian matrices: {alike} of {count} comparisons. Above Gaussian A and B through W₀⁻¹: "
-        f"{_listed(above)}. Below them: {_listed(below)}.",
+        f"More similar between layers than Gaussian matrices: {found[GAUSSIAN]}. More similar than Gaussian A and B "
+        f"passed through the same W₀⁻¹: {found[CONTROL]}. (Runs of all tasks together, by the rule of claims.yaml.) "
+        + _READING.get((found[GAUSSIAN], found[CONTROL]), ""),
+        *_by_comparison(against_W0, against_gaussian, thresholds.alpha),
     ]
     for pairs in ("off_diagonal", "deep"):
         sentences += _in_numbers(against_W0, against_gaussian, pairs)
-    return [*sentences, *_flat_spectrum(tests)]
+    return [*sentences, *_flat_spectrum(tests, thresholds.alpha)]
+
+
+# (verdict against Gaussian matrices, verdict against the control) -> what follows.
+_READING = {
+    (HOLDS, FAILS): "The similarity is that which W₀⁻¹ gives to any A and B, within the margin.",
+    (HOLDS, HOLDS): "Training adds to the similarity that W₀⁻¹ gives to any A and B.",
+    (FAILS, FAILS): "There is no similarity to explain.",
+}
+
+
+def _by_comparison(
+    against_W0: pd.DataFrame, against_gaussian: pd.DataFrame, alpha: float
+) -> list[str]:
+    """How many comparisons by task and set of pairs differ; rank tests, Holm-adjusted."""
+    above, below = (against_W0[against_W0[f"holm_{side}"] < alpha] for side in ("above", "below"))
+    more = (against_gaussian.holm_above < alpha).sum()
+    return [
+        "By module kind, matrix and task, over all pairs of layers and over both halves (rank tests of runs against "
+        f"draws, Holm-adjusted, {100 * alpha:g} %): above Gaussian matrices in {more} of {len(against_W0)} comparisons. "
+        f"Above Gaussian A and B through W₀⁻¹: {_listed(above)}. Below them: {_listed(below)}."
+    ]
 
 
 def _in_numbers(against_W0: pd.DataFrame, against_gaussian: pd.DataFrame, pairs: str) -> list[str]:
@@ -123,17 +103,17 @@ def _in_numbers(against_W0: pd.DataFrame, against_gaussian: pd.DataFrame, pairs:
     return [sentence + "."]
 
 
-def _flat_spectrum(tests: pd.DataFrame) -> list[str]:
+def _flat_spectrum(tests: pd.DataFrame, alpha: float) -> list[str]:
     flat = _rows(tests, FLAT, GAUSSIAN)
     flat = flat[flat["mean"].notna()]
     if not len(flat):
         return []
-    above = flat[flat.holm_above < LEVEL]
+    above = flat[flat.holm_above < alpha]
     whole = flat[flat.pairs == "off_diagonal"]
     return [
         "With every singular value of W₀ set to one, its singular vectors and the trained A and B kept, "
         f"mean φ is {_range(whole['mean'])} (Gaussian matrices: {_range(whole.null)}); above Gaussian "
-        f"matrices: {_listed(above)}. Such a likeness would need no small singular value."
+        f"matrices: {_listed(above)}. A similarity found here does not depend on small singular values."
     ]
 
 
@@ -156,9 +136,9 @@ def table_of_tests(tests: pd.DataFrame) -> typeset.Table:
         rows=rows,
         data=tests,
         notes=[
-            "Mean φ over runs and over draws; Welch's interval of their difference; exact rank tests "
-            "of Mann, Whitney and Wilcoxon, one for each side, also corrected over all rows by Holm. "
-            "The csv holds the same against Gaussian matrices, and of W₀ with a flat spectrum."
+            "Mean φ over runs and over draws; Welch's interval of their difference; rank tests of Mann, "
+            "Whitney and Wilcoxon, one for each side (exact where the csv says so), also "
+            "Holm-adjusted over all rows. The csv has the same comparison with Gaussian matrices, and for W₀ with a flat spectrum."
         ],
         text_columns=4,
     )

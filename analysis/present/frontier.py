@@ -1,9 +1,4 @@
-"""The frontier: score against trainable parameters, training time and memory, for every method of a grid.
-
-Takes the records of finished runs. A method is drawn if it finished every task and seed that LoRA did (or, without
-LoRA, the method with the most runs), of the seeds that have every task: means over other tasks or seeds would be other
-quantities. It is on the frontier where no method with as few parameters scores as high.
-"""
+"""The frontier of score against trainable parameters, training time and memory: figure and table."""
 
 from pathlib import Path
 
@@ -16,7 +11,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from analysis.present.figures import METHOD_STYLE, save
 from analysis.present.typeset import Picture, Section, Table
 from analysis.stats import formatting
-from analysis.stats.frontier import BESIDE, frontier
+from analysis.stats.frontier import COMPARED_WITH, frontier
 from analysis.stats.significance import Summary
 from analysis.study.names import label
 from analysis.study.rank_selection import method_of
@@ -24,8 +19,8 @@ from condlora.errors import NoFinishedRuns
 from condlora.grid.cells import Cell
 
 AXES = {  # column -> name of the axis
-    "parameters": "trainable parameters, the head aside",
-    "time": "training time / LoRA's",
+    "parameters": "trainable parameters, without the head",
+    "time": "training time relative to LoRA",
     "memory_mib": "peak memory, MiB",
 }
 NAMES_IN_A_COLUMN = 30
@@ -52,7 +47,7 @@ def table(found: pd.DataFrame, notes: list[str]) -> Table:
     return Table(
         name="frontier",
         title="Score against parameters, time and memory",
-        header=["method", "parameters", "score", "interval", *(f"less {label(m)}'s" for m in BESIDE), "time / LoRA's", "MiB", "on the frontier"],
+        header=["method", "parameters", "score", "interval", *(f"minus {label(m)}" for m in COMPARED_WITH), "time relative to LoRA", "MiB", "on the frontier"],
         rows=rows,
         data=found,
         notes=notes,
@@ -60,10 +55,10 @@ def table(found: pd.DataFrame, notes: list[str]) -> Table:
 
 
 def _compared(row) -> list[str]:
-    """ "mean [low, high]" of the differences from each of BESIDE."""
+    """ "mean [low, high]" of the differences from each of COMPARED_WITH."""
     cells = []
-    for other in BESIDE:
-        mean, low, high = (getattr(row, f"less_{other}{end}") for end in ("", "_low", "_high"))
+    for other in COMPARED_WITH:
+        mean, low, high = (getattr(row, f"minus_{other}{end}") for end in ("", "_low", "_high"))
         ends = "" if np.isnan(low) else f" {formatting.interval(low, high, 2)}"
         cells.append(formatting.number(mean, 2) + ends)
     return cells

@@ -13,10 +13,11 @@ from analysis.present.figures import save
 from analysis.present.typeset import Picture, Section
 from analysis.stats import formatting
 from analysis.stats.rules import load_rules
-from analysis.stats.significance import one_example_points, summarise
+from analysis.stats.significance import Summary, one_example_points, summarise
+from analysis.stats.task_means import task_mean
 from analysis.study.names import REFERENCE, TASKS, adapter_order, label
 from analysis.study.paper import published
-from analysis.study.scores import AVERAGE, differences, over_seeds, own_tasks, title
+from analysis.study.scores import AVERAGE, by_task, differences, over_seeds, own_tasks, title
 
 
 def table2(runs: pd.DataFrame) -> typeset.Table:
@@ -29,9 +30,7 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
 
     def ours(frame: pd.DataFrame, adapter: str, column: str) -> list[str]:
         return _row(
-            lambda task: formatting.mean_sd(
-                summarise(over_seeds(frame, adapter, task, column)), _digits(task)
-            ),
+            lambda task: formatting.mean_sd(_summary(frame, adapter, task, column), _digits(task)),
             own,
         )
 
@@ -45,7 +44,7 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
         if a != REFERENCE and REFERENCE in adapters
     ]
     majority = runs.groupby("task").majority_points.first()
-    rows.append(["Commonest class", *printed(lambda task: majority.get(task, float("nan")))])
+    rows.append(["Majority class", *printed(lambda task: majority.get(task, float("nan")))])
     rows += _test_set(runs, own)
 
     def published_score(adapter: str, task: str) -> float:
@@ -65,9 +64,7 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
     )
     for a in (a for a in paper["scores"] if a in adapters):
         gap = printed(
-            lambda t, a=a: (
-                summarise(over_seeds(runs, a, t, "score_points")).mean - published_score(a, t)
-            )
+            lambda t, a=a: _summary(runs, a, t, "score_points").mean - published_score(a, t)
         )
         rows.append([f"Ours − paper: {label(a)}", *gap])
     return typeset.Table(
@@ -81,16 +78,24 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
         notes=[
             "Mean ± sd over seeds (n); differences of methods are paired by seed. MNLI: accuracy over matched and mismatched together (apart "
             "in the csv); CoLA: Matthews correlation; STS-B: Pearson correlation; elsewhere "
-            "accuracy. Avg.: the mean over the eight tasks of each seed that finished all eight.",
-            "One test example: what one more right answer adds to an accuracy, 100 / n points, so that "
-            "a smaller difference in one run is none; a correlation has no such step.",
-            "Commonest class: accuracy of always answering the commonest training class; "
+            "accuracy. Avg.: mean over the eight tasks of their means; ± is the standard deviation of "
+            "a mean of one run from each task, n the smallest number of runs of a task.",
+            "One test example: the points that one more correct answer adds to an accuracy, 100 / n; "
+            "accuracies of two runs differ by a multiple of it. A correlation has no such step.",
+            "Majority class: accuracy of a constant prediction of the most frequent training class; "
             "not defined for CoLA's and STS-B's correlations.",
             "The averages the paper prints are not the means of the rows it prints. Both are "
             "shown: Avg. is the mean of the printed row, and differences use it.",
-            *[f"Not of GLUE and no part of an average: {', '.join(own)}."] * bool(own),
+            *[f"Not GLUE tasks, in no average: {', '.join(own)}."] * bool(own),
         ],
     )
+
+
+def _summary(frame: pd.DataFrame, adapter: str, task: str, column: str) -> Summary:
+    """`column` over the seeds of a task, or of the mean over the eight tasks; empty where a task has no run."""
+    if task != AVERAGE:
+        return summarise(over_seeds(frame, adapter, task, column))
+    return task_mean(by_task(frame, adapter, column) or []).summary
 
 
 def _test_set(runs: pd.DataFrame, own: list[str]) -> list[list[str]]:
@@ -110,14 +115,14 @@ def _test_set(runs: pd.DataFrame, own: list[str]) -> list[list[str]]:
 def draw_differences(
     runs: pd.DataFrame, folder: Path, margin_points: float | None = None
 ) -> Path | None:
-    """Dots: score of each method less LoRA's for every seed; None without a pair of runs.
+    """Dots: score difference to LoRA for every seed; None without a pair of runs.
 
-    margin_points: half the width of the band of equality, where it is not the claims' own.
+    margin_points: half the width of the band of equality, if it is not that of claims.yaml.
     """
     gaps = differences(runs)
     if gaps.empty:
         return None
-    tasks = [t for t in [*TASKS, *own_tasks(gaps), AVERAGE] if t in set(gaps.task)]
+    tasks = [t for t in [*TASKS, *own_tasks(gaps)] if t in set(gaps.task)]
     margin_points = load_rules(margin_points)[0].margin_points
     fig = score_figures.draw(gaps, {task: title(task) for task in tasks}, margin_points)
     return save(fig, folder / "table2_differences", gaps)[0]
@@ -136,8 +141,10 @@ def section(
             for task in [*TASKS, *own_tasks(gaps)]
             if task in set(gaps.task)
         ]
-        alt = "Score less LoRA's by task, one dot per seed; means in points: " + ", ".join(means)
-        caption = "Score less LoRA's of the same seed; one dot per seed."
+        alt = "Score difference to LoRA by task, one dot per seed; means in points: " + ", ".join(
+            means
+        )
+        caption = "Score difference to LoRA, paired by seed; one dot per seed."
         pictures = [Picture(path, alt, caption)]
     return Section(
         "Table 2: does CondLoRA score as LoRA does?", [], [table2(runs), *pictures, tests], []

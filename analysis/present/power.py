@@ -13,6 +13,7 @@ from analysis.maths.planted import LEFT_OUT, RIDGES
 from analysis.maths.subspace import expected_random_phi, means_of_pairs
 from analysis.present import typeset
 from analysis.present.figures import heatmap, round_up, save
+from analysis.stats import formatting
 from analysis.stats.power import power, smallest_detected
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from analysis.conversion_power import Power
+    from analysis.maths.power import Power
 
 LABEL = {
     "phi_all": "Figure 1's φ, all pairs",
@@ -57,8 +58,8 @@ def _power_table(result: Power, cfg: DictConfig) -> typeset.Table:
         smallest = smallest_detected(result.rho, reached, cfg.power)
         mean, sd = response.mean(axis=1), response.std(axis=1, ddof=1)
         at = dict(zip(result.rho, mean, strict=True))
-        cells = [typeset.number(at[rho], 3) for rho in shown]
-        rows.append([module, FORM[form], LABEL[name], *cells, typeset.number(smallest, 2)])
+        cells = [formatting.number(at[rho], 3) for rho in shown]
+        rows.append([module, FORM[form], LABEL[name], *cells, formatting.number(smallest, 2)])
         for numbers in zip(result.rho, mean, sd, reached, strict=True):
             data.append([module, form, name, *numbers, smallest])
     names = ["module", "form", "statistic", "rho", "mean", "sd", "power", "smallest_rho"]
@@ -93,7 +94,7 @@ def _null_table(result: Power, cfg: DictConfig) -> typeset.Table:
             means_of_pairs(torch.from_numpy(x)).tolist() for x in (expected, result.drawn[module])
         )
         chance = expected_random_phi(cfg.r, cfg.r, result.widths[module])
-        cells = [typeset.number(x, 4) for x in (*closed, *drawn, chance)]
+        cells = [formatting.number(x, 4) for x in (*closed, *drawn, chance)]
         rows.append([module, *cells])
         data.append([module, *closed, *drawn, chance])
     names = [f"{how}_{part}" for how in ("closed", "drawn") for part in ("all", "deep", "shallow")]

@@ -33,9 +33,9 @@ from analysis.present import (
 )
 from analysis.present.limits import limits
 from analysis.present.typeset import Section
-from analysis.stats.claims import collect, evaluate, in_order
+from analysis.stats.claims import KINDS, collect, counts, evaluate, in_order
 from analysis.stats.rank_runs import by_rank
-from analysis.stats.rules import VERDICTS, load_rules
+from analysis.stats.rules import load_rules
 from analysis.study.paper import published
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks
@@ -48,22 +48,22 @@ def build(study: Study, margin_points: float | None = None) -> Path:
 
     margin_points: the margin of equality where it is not that of claims.yaml.
     """
-    numbers, stated = load_rules(margin_points)
+    thresholds, stated = load_rules(margin_points)
     stacks = load_stacks(study.done)
-    findings = collect(study, stacks, numbers)
-    found = evaluate(findings, numbers, stated)
+    findings = collect(study, stacks, thresholds)
+    found = evaluate(findings, thresholds, stated)
     claims.write(found, study.folder / "claims.json")
     figures, settings = study.folder / "figures", study.settings
-    tests = equivalence.table(findings.differences, numbers)
+    tests = equivalence.table(findings.differences, thresholds)
     all_claims = [claims.table(found), claims.table_of_parts(found)]
     sections = [
-        glue_scores.section(findings.scores, tests, numbers.margin_points, figures),
+        glue_scores.section(findings.scores, tests, thresholds.margin_points, figures),
         conversion_similarity.section(findings.conversion, figures),
-        conversion_controls.section(controls(stacks, settings), figures),
-        linear_map.section(findings.linear_map, figures),
+        conversion_controls.section(controls(stacks, settings), thresholds, figures),
+        linear_map.section(findings.linear_map, thresholds),
         adapter_similarity.section(findings.adapters),
         efficiency.section(findings.costs),
-        frontier.section(study.done, numbers.confidence, figures),
+        frontier.section(study.done, thresholds.confidence, figures),
         *(_of_matrices(study, stacks) if stacks else []),
         provenance.section(study),
     ]
@@ -78,9 +78,11 @@ def build(study: Study, margin_points: float | None = None) -> Path:
         "facts": provenance.facts(study),
         "claims": in_order(found),
         "parts": all_claims[1],
-        "confidence": f"{100 * numbers.confidence:g}",
-        "counts": {v: sum(claim.verdict == v for claim in found) for v in VERDICTS},
-        "limits": [*study.left_out, *limits(study.done, numbers.alpha)],
+        "confidence": f"{100 * thresholds.confidence:g}",
+        "counts": counts(found),
+        "kinds": KINDS,
+        "fixed": published("claims")["fixed"],
+        "limits": [*study.left_out, *limits(study.done, thresholds.alpha)],
         "sections": sections,
         "paper": published("table2"),
     }

@@ -1,4 +1,4 @@
-"""The figure beside Table 2: each seed's score less LoRA's, by task where the methods are few, else by method."""
+"""The figure of Table 2: score differences to LoRA, by task for few methods, else by method."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -47,7 +47,7 @@ def _by_task(
         ax.scatter(chosen.points, height, s=22, linewidths=0, alpha=0.8, **style)
     ax.set_yticks(range(len(tasks)), tasks.values())
     ax.set_ylim(len(tasks) - 0.3, -0.4)
-    ax.set_xlabel("score less LoRA's of the same seed, points")
+    ax.set_xlabel("score difference to LoRA, paired by seed, points")
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
@@ -55,9 +55,7 @@ def _by_task(
 def _by_method(
     gaps: pd.DataFrame, adapters: list[str], tasks: dict[str, str], margin_points: float
 ) -> Figure:
-    """A panel a task with a row a method, the best by its mean first."""
-    means = gaps.groupby("adapter").points.mean()
-    adapters = sorted(adapters, key=lambda adapter: -means[adapter])
+    """A panel per task with a row per method, in the order of names: three seeds do not rank methods."""
     colours = {a: METHOD_STYLE.get(a, {}).get("color", "0.3") for a in adapters}
     fig, axes = plt.subplots(
         1,
@@ -84,5 +82,5 @@ def _by_method(
     ax.set_ylim(len(adapters) - 0.4, -0.6)
     for ax in axes[0]:
         ax.minorticks_off()
-    fig.supxlabel("score less LoRA's of the same seed, points", fontsize=9)
+    fig.supxlabel("score difference to LoRA, paired by seed, points", fontsize=9)
     return fig

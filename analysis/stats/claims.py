@@ -8,21 +8,35 @@ from analysis.maths import adapter_similarity, conversion_similarity, linear_map
 from analysis.stats import equivalence
 from analysis.stats.evidence import COMPUTATIONS, Findings
 from analysis.stats.formatting import UNDEFINED, interval, number
-from analysis.stats.rules import INCONCLUSIVE, NOT_RUN, VERDICTS, Part, Thresholds, combine
+from analysis.stats.rules import (
+    NOT_RESOLVED,
+    NOT_RUN,
+    NOT_TESTED,
+    VERDICTS,
+    Part,
+    Thresholds,
+    combine,
+)
 from analysis.stats.significance import Interval
 from analysis.study.costs import costs
 from analysis.study.examples import load_examples
+from analysis.study.plateau import reference_gains
 from analysis.study.scores import scores
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack
 
 MOST_NAMED = 8  # parts named one by one; more are counted, and all are in the table of parts
-KIND = {"paper": "the paper", "control": "a control of ours", "check": "a check"}
+KINDS = {  # in the order of a report
+    "paper": "claim of the paper",
+    "generalisation": "our generalisation",
+    "control": "our control",
+    "check": "check of the print or of the arithmetic",
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: its text and rule as the file states them, and what the runs say.
+    """One claim: its text and rule as the file states them, and its verdict on the finished runs.
 
     estimate, interval, null, limit and n are those of the part that decides.
     """
@@ -49,7 +63,7 @@ class Claim:
 
     @property
     def shown(self) -> str:
-        """ "estimate [low, high], null, limit, n = N units" as text; a dash where there is nothing."""
+        """ "estimate [low, high], null, limit, n = N units" as text; a dash without a value."""
         if not self.n:
             return UNDEFINED
         values = [number(self.estimate, self.digits), interval(*self.interval, self.digits)]
@@ -61,7 +75,7 @@ class Claim:
 
 
 def collect(study: Study, stacks: list[Stack], thresholds: Thresholds) -> Findings:
-    """Runs what the claims rest on; `stacks` are the matrices of the study's finished cells."""
+    """Computes the findings that the claims rest on; `stacks` are the matrices of the study's finished cells."""
     runs = scores(study.done)
     return Findings(
         scores=runs,
@@ -75,6 +89,7 @@ def collect(study: Study, stacks: list[Stack], thresholds: Thresholds) -> Findin
         conversion=conversion_similarity.figure1(stacks, study.settings),
         adapters=adapter_similarity.compare(stacks, study.settings),
         linear_map=linear_map.linear_maps(stacks, study.settings),
+        gains=reference_gains(study.done),
     )
 
 
@@ -91,17 +106,17 @@ def evaluate(
 def _claim(key: str, fields: dict[str, Any], parts: list[Part], note: str = "") -> Claim:
     decided, part = combine(parts)
     part = part or Part("", NOT_RUN)
-    settle = ""
-    if decided in (INCONCLUSIVE, NOT_RUN):
-        settle = fields["settle"] + _needed(parts, fields["unit"])
+    settle, reason = "", part.reason if decided == NOT_TESTED else ""
+    if decided in (NOT_RESOLVED, NOT_TESTED, NOT_RUN):
+        settle = fields["settle"] + _not_run(parts)
     return Claim(
         key=key,
         **{
             k: fields[k] for k in ("statement", "place", "quantity", "test", "holds_if", "fails_if")
         },
-        kind=KIND[fields["kind"]],
+        kind=fields["kind"],
         verdict=decided,
-        evidence="; ".join(filter(None, [_summary(parts, part, fields["digits"]), note])),
+        evidence="; ".join(filter(None, [reason, _summary(parts, part, fields["digits"]), note])),
         estimate=part.estimate,
         interval=part.interval,
         null=part.null,
@@ -115,39 +130,35 @@ def _claim(key: str, fields: dict[str, Any], parts: list[Part], note: str = "") 
 
 
 def _summary(parts: list[Part], deciding: Part, digits: int) -> str:
-    """Which parts came to what, or how many where they are too many to name; "" for one part."""
+    """The parts by verdict, named or counted; "" for a single part."""
     if len(parts) < 2:
         return ""
-    told = []
+    lines = []
     for wanted in VERDICTS:
         found = [part for part in parts if part.verdict == wanted]
         names = ", ".join(
             p.name if wanted == NOT_RUN else f"{p.name} {number(p.estimate, digits)}" for p in found
         )
         if found:
-            told.append(f"{wanted}: {names if len(parts) <= MOST_NAMED else len(found)}")
-    return f"{len(parts)} parts, shown is {deciding.name}; {'; '.join(told)}"
+            lines.append(f"{wanted}: {names if len(parts) <= MOST_NAMED else len(found)}")
+    return f"{len(parts)} parts; the deciding one is {deciding.name}; {'; '.join(lines)}"
 
 
-def _needed(parts: list[Part], unit: str) -> str:
-    """How many runs the hardest part needs and which parts were not run: the end of a sentence."""
-    is_one = len(parts) == 1
-    undecided = [part for part in parts if part.verdict == INCONCLUSIVE]
-    known = [part for part in undecided if part.needs]
-    text = ""
-    if known:
-        most = max(known, key=lambda part: part.needs)
-        text += f"; about {most.needs:,} {unit}" + ("" if is_one else f" of {most.name}")
-    if len(known) < len(undecided):
-        named = [part.name for part in undecided if not part.needs]
-        of = "" if is_one or len(named) > MOST_NAMED else f" of {', '.join(named)}"
-        text += f"; how many{of} cannot be said from these runs"
+def _not_run(parts: list[Part]) -> str:
+    """The parts that were not run: the end of a sentence."""
     missing = [part.name for part in parts if part.verdict == NOT_RUN]
-    if missing and not is_one:
-        text += f"; not run: {', '.join(missing) if len(missing) <= MOST_NAMED else len(missing)}"
-    return text
+    if not missing or len(parts) == 1:
+        return ""
+    return f"; not run: {', '.join(missing) if len(missing) <= MOST_NAMED else len(missing)}"
 
 
 def in_order(claims: list[Claim]) -> list[Claim]:
-    """What does not hold first, then what is open, what holds, and what was not run."""
-    return sorted(claims, key=lambda claim: VERDICTS.index(claim.verdict))
+    """The paper's claims first, then the other kinds; within a kind in the order of VERDICTS."""
+    kinds = list(KINDS)
+    return sorted(claims, key=lambda c: (kinds.index(c.kind), VERDICTS.index(c.verdict)))
+
+
+def counts(claims: list[Claim]) -> dict[str, int]:
+    """verdict -> number of the paper's claims with it; generalisations, controls and checks do not count."""
+    own = [claim.verdict for claim in claims if claim.kind == "paper"]
+    return {name: own.count(name) for name in VERDICTS}

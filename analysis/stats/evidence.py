@@ -1,6 +1,6 @@
-"""What each claim of results/paper/claims.yaml is tested on: from findings to the parts of a claim.
+"""The evidence for each claim of results/paper/claims.yaml: from findings to the parts of a claim.
 
-One computation a key of that file; each returns the claim's parts with their verdicts and a note.
+There is one computation per key of that file; it returns the parts of the claim with their verdicts, and a note.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.maths import adapter_similarity, linear_map
+from analysis.maths import adapter_similarity
 from analysis.maths.adapter_similarity import AdapterSimilarity
-from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED, ConversionSimilarity
+from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, ConversionSimilarity
 from analysis.maths.linear_map import LinearMap
+from analysis.stats import matrix_parts
 from analysis.stats.formatting import number
 from analysis.stats.rules import (
     FAILS,
     HOLDS,
-    INCONCLUSIVE,
+    NOT_RESOLVED,
     NOT_RUN,
     Part,
     Thresholds,
-    above_limit,
     above_null,
     exact,
     not_lower,
+    not_tested,
     verdict,
 )
 from analysis.stats.significance import Interval, summarise
@@ -33,6 +34,7 @@ from analysis.study import scores
 from analysis.study.costs import speed_ratios
 from analysis.study.names import MATRIX_LABEL, REFERENCE, TASKS, label
 from analysis.study.paper import published
+from analysis.study.plateau import plateau_rule
 from analysis.study.scores import AVERAGE
 
 Evidence = tuple[list[Part], str]
@@ -40,7 +42,7 @@ Evidence = tuple[list[Part], str]
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything the claims and the report rest on."""
+    """The results that the claims and the report rest on; gains: task -> see `plateau.reference_gains`."""
 
     scores: pd.DataFrame
     differences: pd.DataFrame
@@ -48,101 +50,64 @@ class Findings:
     conversion: ConversionSimilarity
     adapters: AdapterSimilarity
     linear_map: LinearMap
+    gains: dict[str, float]
 
 
-def conversion(source: str, column: str = "off_diagonal", *, by_task: bool = False) -> Callable:
-    """Likeness of conversion matrices against draws of `source`; `column` of the values' table."""
+def conversion(source: str, column: str = "off_diagonal", **chosen) -> Callable:
+    """The computation of a claim about conversion matrices; see `matrix_parts.conversion_parts`."""
 
     def compute(findings: Findings, thresholds: Thresholds) -> Evidence:
-        values, samples = findings.conversion.values, {}
-        for module, matrix in _kinds(findings):
-            of = values[(values.module == module) & (values.matrix == matrix)]
-            draws = of.loc[of.source == source, column].to_numpy()
-            trained = of[of.source == TRAINED]
-            if np.isnan(draws).all():
-                continue  # fewer than four layers: a half holds no pair
-            for task in TASKS if by_task else [None]:
-                name = " ".join(filter(None, [module, matrix, TASKS.get(task)]))
-                chosen = trained if task is None else trained[trained.task == task]
-                samples[name] = (chosen[column].to_numpy(), draws)
-        return above_null(samples, thresholds), ""
+        values = findings.conversion.values
+        return matrix_parts.conversion_parts(values, source, thresholds, column, **chosen), ""
 
     return compute
 
 
 def conversion_each_pair(findings: Findings, thresholds: Thresholds) -> Evidence:
-    """phi of every pair of layers against the same pair in Gaussian draws."""
-    maps, layers, samples = findings.conversion.maps, findings.conversion.layers, {}
-    for module, matrix in _kinds(findings):
-        trained = np.concatenate(
-            [phi for key, phi in maps.items() if key[:3] == (module, matrix, TRAINED)]
-        )
-        draws = maps[module, matrix, GAUSSIAN, ""]
-        for first, second in zip(*np.triu_indices(len(layers), k=1), strict=True):
-            name = f"{module} {matrix} layers {layers[first]}–{layers[second]}"
-            samples[name] = (trained[:, first, second], draws[:, first, second])
-    return above_null(samples, thresholds), ""
-
-
-def _kinds(findings: Findings) -> list[tuple[str, str]]:
-    return [(module, matrix) for module in findings.conversion.modules for matrix in ("A", "B")]
+    return matrix_parts.conversion_parts_of_pairs(findings.conversion, thresholds), ""
 
 
 def linear_map_above_gaussian(findings: Findings, thresholds: Thresholds) -> Evidence:
-    values, samples = findings.linear_map.values, {}
-    for name, trained in _left_out(findings).items():
-        of_kind = values[(values.module == trained.module.iloc[0])]
-        of_kind = of_kind[of_kind.form == trained.form.iloc[0]]
-        draws = of_kind.left_out[of_kind.source == linear_map.GAUSSIAN]
-        samples[name] = (trained.left_out.to_numpy(), draws.to_numpy())
-    return above_null(samples, thresholds), ""
+    return matrix_parts.linear_map_above_gaussian(findings.linear_map.values, thresholds), ""
 
 
 def linear_map_explains_most(findings: Findings, thresholds: Thresholds) -> Evidence:
-    samples = {name: runs.left_out.to_numpy() for name, runs in _left_out(findings).items()}
-    return above_limit(samples, thresholds.most, thresholds), ""
-
-
-def _left_out(findings: Findings) -> dict[str, pd.DataFrame]:
-    """The trained runs' rows for A and for B of each kind of module; A in the released code's form."""
-    values, found = findings.linear_map.values, {}
-    trained = values[values.source == linear_map.TRAINED]
-    for (module, form), runs in trained.groupby(["module", "form"], sort=False):
-        # The forms stand in this order: where the code's has a value, the other reading is left.
-        found.setdefault(f"{module} {form[0]}", runs)
-    return found
+    return matrix_parts.linear_map_explains_most(findings.linear_map.values, thresholds), ""
 
 
 def equal_each_task(findings: Findings, thresholds: Thresholds) -> Evidence:
-    return [_equal(findings, thresholds, task) for task in TASKS], _no_signal(findings)
+    parts = [_equal(findings, thresholds, task, [task]) for task in TASKS]
+    return parts, _notes(findings, list(TASKS))
 
 
 def equal_on_average(findings: Findings, thresholds: Thresholds) -> Evidence:
-    part, paper = _equal(findings, thresholds, AVERAGE), published("table2")["mean_of_row"]
+    part = _equal(findings, thresholds, AVERAGE, list(TASKS))
     if part.verdict == NOT_RUN:
-        return [part], "No seed finished all eight tasks with both methods"
-    note = f"Paper: {number(paper['condlora'] - paper['lora'], 3)}, by the means of its rows"
-    return [part], "; ".join(filter(None, [note, _no_signal(findings)]))
+        return [part], "Both methods have no run with the same seed on one of the eight tasks"
+    paper = published("table2")["mean_of_row"]
+    note = f"Paper: {number(paper['condlora'] - paper['lora'], 3)}, from the means of its rows"
+    return [part], "; ".join(filter(None, [note, _notes(findings, list(TASKS))]))
 
 
-def _equal(findings: Findings, thresholds: Thresholds, task: str) -> Part:
-    row = _difference(findings, task)
+def _equal(findings: Findings, thresholds: Thresholds, name: str, tasks: list[str]) -> Part:
+    row = _difference(findings, name)
     if row is None:
-        return Part(TASKS.get(task, "average"), NOT_RUN)
-    decided = verdict(row.p_equivalence_holm, row.p_outside_holm, thresholds.alpha, row.n)
-    is_open = decided == INCONCLUSIVE and not pd.isna(row.seeds_needed)
-    return Part(
-        TASKS.get(task, "average"),
-        decided,
+        return Part(TASKS.get(name, "mean"), NOT_RUN)
+    part = Part(
+        TASKS.get(name, "mean"),
+        verdict(row.p_equivalence, row.p_outside_holm, thresholds.alpha, row.n),
         row.mean,
         Interval(row.t_low, row.t_high),
         row.n,
         null=0.0,
         limit=thresholds.margin_points,
-        p_holds=row.p_equivalence_holm,
+        p_holds=row.p_equivalence,
         p_fails=row.p_outside_holm,
-        needs=int(row.seeds_needed) if is_open else None,
     )
+    rule = plateau_rule()
+    if all(findings.gains.get(t, np.nan) < rule["points_per_doubling"] for t in tasks):
+        return part
+    return not_tested(part, rule["otherwise"].removeprefix("not tested: "))
 
 
 def no_difference_found(findings: Findings, thresholds: Thresholds) -> Evidence:
@@ -155,7 +120,7 @@ def no_difference_found(findings: Findings, thresholds: Thresholds) -> Evidence:
             continue
         p, adjusted = row.p_difference, row.p_difference_holm
         is_found, is_not = adjusted < thresholds.paper_alpha, p > thresholds.paper_alpha
-        decided = FAILS if is_found else HOLDS if is_not else INCONCLUSIVE
+        decided = FAILS if is_found else HOLDS if is_not else NOT_RESOLVED
         interval = Interval(row.t_low, row.t_high)
         parts.append(Part(name, decided, row.mean, interval, row.n, null=0.0, p_fails=adjusted))
     return parts, ""
@@ -168,8 +133,16 @@ def _difference(findings: Findings, task: str) -> Any:
     return next(chosen.itertuples(), None)
 
 
+def _notes(findings: Findings, tasks: list[str]) -> str:
+    """The gains of LoRA's last doubling of steps, and the tasks where LoRA itself learned nothing."""
+    known = {TASKS[task]: findings.gains[task] for task in tasks if task in findings.gains}
+    gains = ", ".join(f"{name} {number(gain, 1)}" for name, gain in known.items())
+    text = f"Points that LoRA gained in its last doubling of steps: {gains}" if gains else ""
+    return "; ".join(filter(None, [text, _no_signal(findings)]))
+
+
 def _no_signal(findings: Findings) -> str:
-    """Names the tasks where closeness says little, as LoRA itself learned nothing."""
+    """Names the tasks where LoRA learned nothing, so that equal scores say little."""
     runs, named = findings.scores, []
     for task, name in TASKS.items():
         score = summarise(scores.over_seeds(runs, REFERENCE, task, "score_points"))
@@ -177,7 +150,7 @@ def _no_signal(findings: Findings) -> str:
         chance = 0.0 if np.isnan(majority) else majority  # a correlation is 0 at chance
         if score.n and score.mean <= chance:
             named.append(name)
-    return f"LoRA is not above the commonest class in {', '.join(named)}" if named else ""
+    return f"LoRA does not exceed the majority class on {', '.join(named)}" if named else ""
 
 
 def printed_averages(findings: Findings, thresholds: Thresholds) -> Evidence:
@@ -185,7 +158,7 @@ def printed_averages(findings: Findings, thresholds: Thresholds) -> Evidence:
     limit, parts = thresholds.printed_rounding, []
     for adapter, printed in paper["printed_average"].items():
         gap = printed - paper["mean_of_row"][adapter]
-        # A printed 84.22 for 84.225 is right to the last digit, whatever binary makes of it.
+        # A printed 84.22 for 84.225 is correct; the binary fractions differ in their last bits.
         parts.append(exact(label(adapter), abs(gap) <= limit + thresholds.equal_phi, gap, 1, limit))
     rows = (
         f"{label(a)}: printed {printed:.2f}, mean {paper['mean_of_row'][a]:.3f}"
@@ -194,15 +167,19 @@ def printed_averages(findings: Findings, thresholds: Thresholds) -> Evidence:
     return parts, "; ".join(rows)
 
 
-def adapters_above_random(findings: Findings, thresholds: Thresholds) -> Evidence:
-    result, samples = findings.adapters, {}
-    for module in result.counts:
-        for matrix in ("A", "B", "delta_W"):
-            values = result.per_layer(module, matrix).mean(axis=1, skipna=False).to_numpy()
-            b = result.baseline
-            draws = b.phi[(b.module == module) & (b.matrix == matrix)].to_numpy()
-            samples[f"{module} {MATRIX_LABEL[matrix]}"] = (values, draws)
-    return above_null(samples, thresholds), ""
+def adapters_above_random(modules: tuple[str, ...] | None = None) -> Callable:
+    """phi between the two methods' matrices against Gaussian matrices; `modules`: all by default."""
+
+    def compute(findings: Findings, thresholds: Thresholds) -> Evidence:
+        result, samples = findings.adapters, {}
+        for module in (m for m in result.counts if modules is None or m in modules):
+            for matrix in ("A", "B", "delta_W"):
+                values = result.per_layer(module, matrix).mean(axis=1, skipna=False).to_numpy()
+                name = f"{module} {MATRIX_LABEL[matrix]}"
+                samples[name] = (values, result.random_means(module, matrix))
+        return above_null(samples, thresholds), ""
+
+    return compute
 
 
 def left_space_of_product(findings: Findings, thresholds: Thresholds) -> Evidence:
@@ -258,23 +235,28 @@ def merged_speed_equal(findings: Findings, thresholds: Thresholds) -> Evidence:
 
 
 COMPUTATIONS: dict[str, Callable[[Findings, Thresholds], Evidence]] = {
-    "conversion_above_gaussian": conversion(GAUSSIAN),
-    "conversion_above_gaussian_each_task": conversion(GAUSSIAN, by_task=True),
-    "conversion_above_gaussian_each_pair": conversion_each_pair,
-    "deep_above_shallow": conversion(GAUSSIAN, "deep_minus_shallow"),
-    "conversion_above_control": conversion(CONTROL),
-    "conversion_above_control_each_task": conversion(CONTROL, by_task=True),
-    "deep_above_shallow_control": conversion(CONTROL, "deep_minus_shallow"),
-    "linear_map_above_gaussian": linear_map_above_gaussian,
-    "linear_map_explains_most": linear_map_explains_most,
+    "conversion_above_gaussian_mnli": conversion(GAUSSIAN, modules=["value"], tasks=["mnli"]),
+    "deep_above_shallow_mnli": conversion(
+        GAUSSIAN, "deep_minus_shallow", modules=["value"], tasks=["mnli"]
+    ),
     "equal_each_task": equal_each_task,
     "equal_on_average": equal_on_average,
     "no_difference_found": no_difference_found,
-    "printed_averages": printed_averages,
-    "adapters_above_random": adapters_above_random,
-    "left_space_of_product": left_space_of_product,
-    "printed_rows_of_table3": printed_rows_of_table3,
+    "adapters_above_random_value": adapters_above_random(("value",)),
     "parameters_one_over_layers": parameters_one_over_layers,
     "speed_not_lower": speed_not_lower,
     "merged_speed_equal": merged_speed_equal,
+    "conversion_above_gaussian": conversion(GAUSSIAN),
+    "conversion_above_gaussian_each_task": conversion(GAUSSIAN, tasks=list(TASKS)),
+    "conversion_above_gaussian_each_pair": conversion_each_pair,
+    "deep_above_shallow": conversion(GAUSSIAN, "deep_minus_shallow"),
+    "adapters_above_random": adapters_above_random(),
+    "conversion_above_control": conversion(CONTROL),
+    "conversion_above_control_each_task": conversion(CONTROL, tasks=list(TASKS)),
+    "deep_above_shallow_control": conversion(CONTROL, "deep_minus_shallow"),
+    "linear_map_above_gaussian": linear_map_above_gaussian,
+    "linear_map_explains_most": linear_map_explains_most,
+    "printed_averages": printed_averages,
+    "left_space_of_product": left_space_of_product,
+    "printed_rows_of_table3": printed_rows_of_table3,
 }

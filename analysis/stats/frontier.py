@@ -3,59 +3,62 @@
 import numpy as np
 import pandas as pd
 
-from analysis.stats.significance import UNDEFINED_INTERVAL, summarise, t_interval
+from analysis.stats.significance import UNDEFINED_INTERVAL
+from analysis.stats.task_means import TaskMean, task_mean
 from analysis.study.costs import costs as costs_of_runs
 from analysis.study.costs import speed_ratios
 from analysis.study.names import REFERENCE, TASKS, adapter_order, label, task_order
-from analysis.study.scores import AVERAGE, scores
+from analysis.study.scores import scores
 from condlora.errors import NoFinishedRuns
 from condlora.grid.cells import Cell
 
-BESIDE = (REFERENCE, "condlora")  # whose scores the others' are compared with: the paper's two
+COMPARED_WITH = (
+    REFERENCE,
+    "condlora",
+)  # whose scores the others' are compared with: the paper's two
 
 
 def frontier(cells: list[Cell], confidence: float) -> tuple[pd.DataFrame, list[str]]:
-    """A row a method, fewest parameters first, and the sentences that belong to them.
+    """A row per method, fewest parameters first, and notes.
 
-    Columns: method, parameters; score, sd, n, low, high: mean over tasks in points, over seeds, with Student's
-    interval; less_lora, less_condlora, each with _low and _high: the same of its difference from their score of the same
-    seed; time: training time over LoRA's, mean over pairs that were timed alike; memory_mib: the largest run's;
-    on_frontier.
+    Columns: method, parameters; score, sd, n, low, high: mean over tasks in points, see `task_means`; minus_lora and
+    minus_condlora, each with _low and _high: mean over tasks of the score difference paired by task and seed; time:
+    training time relative to LoRA's, mean over pairs timed under the same conditions; memory_mib: the largest of any
+    run; on_frontier: no method with as few parameters has as high a mean.
 
     Raises NoFinishedRuns where no seed has every task.
     """
     runs = scores(cells)
-    runs = runs[runs.task != AVERAGE]
     done = {method: set(zip(own.task, own.seed, strict=True)) for method, own in runs.groupby("adapter")}  # fmt: skip
     wanted = done[REFERENCE] if REFERENCE in done else max(done.values(), key=len)
     wanted = _whole_seeds(wanted)
     kept = sorted((m for m in done if done[m] >= wanted), key=adapter_order)
     pairs = pd.MultiIndex.from_frame(runs[["task", "seed"]])
     shared = runs[runs.adapter.isin(kept) & pairs.isin(wanted)]
-    means = shared.pivot_table("score_points", "seed", "adapter", aggfunc="mean")
+    scored = shared.pivot(index=["task", "seed"], columns="adapter", values="score_points")
     costs = costs_of_runs(cells)
     speed = speed_ratios(costs, "train_examples_per_second")
     if not wanted:
         raise NoFinishedRuns(
             "No seed has a finished run of every task: finish one, then draw the frontier."
         )
-    rows = [_row(method, means, costs, speed, confidence) for method in kept]
+    rows = [_row(method, scored, costs, speed, confidence) for method in kept]
     table = pd.DataFrame(rows).sort_values(["parameters", "score"], ascending=[True, False])
     table["on_frontier"] = pareto(table.parameters.to_numpy(), table.score.to_numpy())
     return table.reset_index(drop=True), _notes(wanted, set(done) - set(kept))
 
 
 def _whole_seeds(runs: set[tuple[str, int]]) -> set[tuple[str, int]]:
-    """The (task, seed) of those seeds alone that have every task: means over other tasks are other quantities."""
+    """The (task, seed) of the seeds that have every task, so that all means are over the same tasks."""
     tasks = {task for task, _ in runs}
     return {(t, s) for t, s in runs if all((task, s) in runs for task in tasks)}
 
 
 def _row(
-    method: str, means: pd.DataFrame, costs: pd.DataFrame, speed: pd.DataFrame, confidence: float
+    method: str, scored: pd.DataFrame, costs: pd.DataFrame, speed: pd.DataFrame, confidence: float
 ) -> dict:
-    own, found = costs[costs.adapter == method], summarise(means[method])
-    interval = t_interval(means[method], confidence)
+    own, found = costs[costs.adapter == method], _over_tasks(scored[method])
+    interval = found.interval(confidence)
     time = 1.0 if method == REFERENCE else (1 / speed.ratio[speed.adapter == method]).mean()
     return {
         "method": method,
@@ -67,39 +70,43 @@ def _row(
         "high": interval.high,
         "time": time,
         "memory_mib": own.peak_memory_mib.max(),
-    } | _gaps(method, means, confidence)
+    } | _differences(method, scored, confidence)
 
 
-def _gaps(method: str, means: pd.DataFrame, confidence: float) -> dict[str, float]:
-    """The score less that of each of BESIDE, of the same seed: mean and Student's interval."""
+def _over_tasks(scored: pd.Series) -> TaskMean:
+    return task_mean([own.to_numpy() for _, own in scored.groupby("task")])
+
+
+def _differences(method: str, scored: pd.DataFrame, confidence: float) -> dict[str, float]:
+    """Score difference to each of COMPARED_WITH, paired by task and seed: mean over tasks and interval."""
     found = {}
-    for other in BESIDE:
-        gap, interval = summarise([]), UNDEFINED_INTERVAL
-        if other in means and method != other:
-            gaps = means[method] - means[other]
-            gap, interval = summarise(gaps), t_interval(gaps, confidence)
+    for other in COMPARED_WITH:
+        mean, interval = np.nan, UNDEFINED_INTERVAL
+        if other in scored and method != other:
+            difference = _over_tasks(scored[method] - scored[other])
+            mean, interval = difference.mean, difference.interval(confidence)
         found |= {
-            f"less_{other}": gap.mean,
-            f"less_{other}_low": interval.low,
-            f"less_{other}_high": interval.high,
+            f"minus_{other}": mean,
+            f"minus_{other}_low": interval.low,
+            f"minus_{other}_high": interval.high,
         }
     return found
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Which of n methods no other beats: costs as little and scores higher, or costs less and scores as high; (n,)."""
-    cheaper, dearer = costs[:, None] <= costs, costs[:, None] < costs
+    """The n methods that no other dominates (as cheap and better, or cheaper and as good); bool (n,)."""
+    cheaper, costlier = costs[:, None] <= costs, costs[:, None] < costs
     higher, as_high = scores[:, None] > scores, scores[:, None] >= scores
-    return ~((cheaper & higher) | (dearer & as_high)).any(axis=0)
+    return ~((cheaper & higher) | (costlier & as_high)).any(axis=0)
 
 
 def _notes(wanted: set[tuple[str, int]], left_out: set[str]) -> list[str]:
     tasks = sorted({task for task, _ in wanted}, key=task_order)
     seeds = len({seed for _, seed in wanted})
     notes = [
-        f"Score: mean over {', '.join(TASKS.get(t, t) for t in tasks)} in points, whatever the metric of each; over "
-        f"{seeds} seed{'s' * (seeds > 1)}. On the frontier: no method with as few parameters scores as high, by the "
-        "means alone; the intervals say how far other seeds would lie."
+        f"Score: mean over {', '.join(TASKS.get(t, t) for t in tasks)} in points, with {seeds} seed{'s' * (seeds > 1)} "
+        "per task; intervals from the variances of the tasks (Satterthwaite). On the frontier: no method with as few "
+        "parameters has as high a mean. This is not a ranking: see the intervals."
     ]
     if left_out:
         names = ", ".join(label(method) for method in sorted(left_out, key=adapter_order))

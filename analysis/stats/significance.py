@@ -1,10 +1,9 @@
 """Statistics over runs and over test examples, as pure functions on arrays of numbers.
 
-What is undefined is NaN and decides nothing: too few values, no spread, a NaN among them. Randomness
-comes from the generator given and from nothing else.
+An undefined result is NaN and decides nothing: too few values, no variation, a NaN among them. Random numbers come
+from the generator that is passed, and from nowhere else.
 """
 
-import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-# A spread this much smaller than the values is rounding, not variation.
+# Variation this much smaller than the values is rounding.
 ROUNDING = 1e-9
-MOST_RUNS = 10_000  # no plan of more runs than this is worth printing
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,12 @@ def summarise(values: Sequence[float] | np.ndarray) -> Summary:
 
 
 def t_interval(values: Sequence[float] | np.ndarray, confidence: float) -> Interval:
-    """Student's interval for the mean of `values` (n,); undefined without spread.
+    """Student's interval for the mean of `values` (n,); undefined without variation.
 
     Exact for normal values at any n from 2, where a bootstrap of a few values is too narrow.
     """
     x = _flat(values)
-    if not _varies(x):
+    if not varies(x):
         return UNDEFINED_INTERVAL
     return Interval(*map(float, DescrStatsW(x).tconfint_mean(alpha=1 - confidence)))
 
@@ -96,8 +94,8 @@ def resampled_scores(
     references (n,); predictions (runs, n); metric: accuracy, matthews_correlation (two classes) or
     pearson. Returns float64 (resamples, runs) as fractions, NaN where a sample has no score.
 
-    Every metric here is a function of sums over examples, and examples alike in all runs are
-    interchangeable: so counts of distinct examples are drawn, not examples.
+    Every metric here is a function of sums over examples, and examples with the same
+    reference and predictions are interchangeable: so counts of distinct examples are drawn, not examples.
     """
     examples = np.column_stack([references, *predictions]).astype(np.float64)
     distinct, counts = np.unique(examples, axis=0, return_counts=True)
@@ -145,10 +143,10 @@ def paired_test(differences: Sequence[float] | np.ndarray, margin: float) -> Pai
     """Difference and equivalence of two methods from their differences (n,), one a pair.
 
     TOST after Schuirmann 1987. Undefined for fewer than two pairs and for differences that are all
-    equal: without spread nothing says how far the next seed would lie.
+    equal: without variation the runs do not say how much another seed would differ.
     """
     x = _flat(differences)
-    if not _varies(x):
+    if not varies(x):
         return PairedTest(math.nan, math.nan, math.nan)
     found = DescrStatsW(x)
     below = found.ttest_mean(-margin, alternative="smaller")[1]
@@ -161,9 +159,9 @@ def paired_test(differences: Sequence[float] | np.ndarray, margin: float) -> Pai
 
 
 def p_mean_above(values: Sequence[float] | np.ndarray, limit: float) -> float:
-    """One-sided t test that the mean of `values` (n,) exceeds `limit`; NaN without spread."""
+    """One-sided t test that the mean of `values` (n,) exceeds `limit`; NaN without variation."""
     x = _flat(values)
-    if not _varies(x) or math.isnan(limit):
+    if not varies(x) or math.isnan(limit):
         return math.nan
     return float(DescrStatsW(x).ttest_mean(limit, alternative="larger")[1])
 
@@ -181,7 +179,7 @@ def empirical_p(value: float, draws: Sequence[float] | np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's adjusted p values (n,); a test that is undefined stays NaN and counts for nothing.
+    """Holm's adjusted p values (n,); an undefined test stays NaN and is not counted.
 
     The k-th smallest of m is multiplied by m - k + 1 and raised to the one before it (Holm 1979).
     As statsmodels' multipletests, which collects garbage at every call: most of a second here.
@@ -194,44 +192,14 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def runs_for_equivalence(sd: float, margin: float, *, alpha: float, power: float) -> int | None:
-    """The number of pairs with which TOST shows equality in a share `power` of repeats.
-
-    For differences with deviation `sd` and true mean 0: the chance that both one-sided tests
-    reject is at least 2 p - 1, p being one's (noncentral t), and nearly so at useful power.
-    None where sd is undefined or no number up to MOST_RUNS does.
-    """
-    return _smallest_n(sd, margin, alpha=alpha, power=(1 + power) / 2)
-
-
-def runs_to_tell(sd: float, gap: float, *, alpha: float, power: float) -> int | None:
-    """The number of values with which a one-sided t test tells a mean from a limit `gap` away.
-
-    None where sd or gap is undefined or zero, or no number up to MOST_RUNS does.
-    """
-    return _smallest_n(sd, abs(gap), alpha=alpha, power=power)
-
-
 def one_example_points(metric: str, examples: int) -> float:
-    """What one test example is worth in points: 100 / n for accuracy, undefined for correlations."""
+    """The points that one correct answer adds: 100 / n for accuracy, undefined for correlations."""
     return 100 / examples if metric == "accuracy" else math.nan
 
 
-def _smallest_n(sd: float, gap: float, *, alpha: float, power: float) -> int | None:
-    if not (sd > 0 and gap > 0):
-        return None
-
-    def is_enough(n: int) -> bool:
-        reached = stats.nct.sf(stats.t.isf(alpha, n - 1), n - 1, gap * math.sqrt(n) / sd)
-        return math.isnan(reached) or reached >= power  # far in the tail scipy gives NaN for 1
-
-    counts = range(2, MOST_RUNS + 1)
-    place = bisect.bisect_left(counts, True, key=is_enough)  # power grows with n
-    return counts[place] if place < len(counts) else None
-
-
-def _varies(x: np.ndarray) -> bool:
-    """Whether there are two values or more, all defined, that differ by more than rounding."""
+def varies(x: np.ndarray) -> bool:
+    """Whether `x` (n,) has two or more values, all defined, that differ by more than rounding."""
+    x = np.asarray(x, dtype=np.float64)
     return bool(x.size > 1 and np.ptp(x) > ROUNDING * max(1.0, np.abs(x).max()))
 
 

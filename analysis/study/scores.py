@@ -14,8 +14,7 @@ POINTS = 100  # the paper gives scores in points
 def scores(cells: list[Cell]) -> pd.DataFrame:
     """One row per finished run: task, adapter, seed, headline score in points, and every metric.
 
-    The row of the `average` task is a seed's mean over the eight tasks; it exists only where that
-    seed finished all eight. Metrics are fractions, as recorded.
+    Metrics are fractions, as recorded.
     """
     rows = []
     for cell in cells:
@@ -31,18 +30,11 @@ def scores(cells: list[Cell]) -> pd.DataFrame:
             "validation_score_points": POINTS * record["validation"][record["headline"]],
         }
         rows.append(row | {f"test_{name}": value for name, value in record["test"].items()})
-    runs = pd.DataFrame(rows)
-    of_paper = runs[runs.task.isin(list(TASKS))]
-    averages = [
-        {"task": AVERAGE, "adapter": adapter, "seed": seed, "score_points": group.mean()}
-        for (adapter, seed), group in of_paper.groupby(["adapter", "seed"]).score_points
-        if set(of_paper.task[group.index]) == set(TASKS)
-    ]
-    return pd.concat([runs, pd.DataFrame(averages)], ignore_index=True) if averages else runs
+    return pd.DataFrame(rows)
 
 
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
-    """Score of each other method less LoRA's, in points, for each task and seed both finished."""
+    """Score difference to LoRA of each other method, paired by task and seed, in points."""
     return against_reference(runs, "score_points", "sub", "points")
 
 
@@ -52,14 +44,20 @@ def over_seeds(frame: pd.DataFrame, adapter: str, task: str, column: str) -> np.
 
 
 def own_tasks(runs: pd.DataFrame) -> list[str]:
-    """Tasks that are not the paper's: a user's own, shown beside GLUE's and averaged with none."""
+    """Tasks that the paper does not have, by name; no average contains them."""
     return sorted(set(runs.task) - {*TASKS, AVERAGE})
 
 
 def title(task: str) -> str:
-    """A task as tables name it."""
+    """The display name of a task."""
     return "Avg." if task == AVERAGE else TASKS.get(task, task)
 
 
 def _points(fraction: float | None) -> float:
     return float("nan") if fraction is None else POINTS * fraction
+
+
+def by_task(frame: pd.DataFrame, adapter: str, column: str) -> list[np.ndarray] | None:
+    """`column` of one method on each of the eight tasks, (seeds,) each; None where a task has no value."""
+    found = [over_seeds(frame, adapter, task, column) for task in TASKS]
+    return found if all(map(len, found)) else None

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,8 +17,9 @@ from analysis.stats.evidence import COMPUTATIONS, Findings
 from analysis.stats.rules import (
     FAILS,
     HOLDS,
-    INCONCLUSIVE,
+    NOT_RESOLVED,
     NOT_RUN,
+    NOT_TESTED,
     Part,
     above_null,
     combine,
@@ -25,13 +27,14 @@ from analysis.stats.rules import (
     load_rules,
     not_lower,
 )
-from analysis.stats.significance import holm, paired_test, runs_for_equivalence
-from analysis.study import costs, scores
+from analysis.stats.significance import holm, paired_test
+from analysis.study import costs, plateau, scores
 from analysis.study.names import TASKS
 from analysis.study.selection import Settings, Study, finished
 from analysis.study.stacks import load_stacks
+from tests.analysis.conftest import at_plateau
 
-NUMBERS, STATED = load_rules()
+THRESHOLDS, STATED = load_rules()
 CONVERSION = [key for key in STATED if key.startswith(("conversion", "deep"))]
 
 
@@ -39,6 +42,7 @@ CONVERSION = [key for key in STATED if key.startswith(("conversion", "deep"))]
 def world(tmp_path, monkeypatch, settings, examples):
     """world(cells, load): the claims by key."""
     monkeypatch.setattr("analysis.stats.claims.load_examples", examples)
+    monkeypatch.setattr("analysis.stats.claims.reference_gains", at_plateau)
 
     def evaluate(cells, load, settings=settings, margin_points=None):
         monkeypatch.setattr("condlora.models.adapters.load_factors", load)
@@ -56,13 +60,15 @@ def world(tmp_path, monkeypatch, settings, examples):
 def scored(examples):
     """scored(cells): as world, but only the claims that need no matrices."""
 
-    def evaluate(cells, margin_points=None):
+    def evaluate(cells, margin_points=None, gains=None):
         thresholds, stated = load_rules(margin_points)
         thresholds = replace(thresholds, resamples=50)
         cells = finished(cells)
         runs = scores.scores(cells)
         gaps = stats_equivalence.compare(runs, examples(cells), thresholds, seed=0)
-        findings = Findings(runs, gaps, costs.costs(cells), None, None, None)
+        findings = Findings(
+            runs, gaps, costs.costs(cells), None, None, None, at_plateau(cells) | (gains or {})
+        )
         keys = [key for key in stated if STATED[key]["place"] in ("Table 2", "Table 4")]
         found = claims.evaluate(findings, thresholds, {key: stated[key] for key in keys})
         return {claim.key: claim for claim in found}
@@ -106,14 +112,14 @@ def test_every_claim_states_what_a_reader_needs():
     fields = {"place", "kind", "statement", "quantity", "unit", "test", "holds_if", "fails_if"}
     for key, stated in STATED.items():
         assert set(stated) == fields | {"settle", "digits"}, key
-        assert stated["kind"] in claims.KIND
+        assert stated["kind"] in claims.KINDS
         assert all(stated[name].endswith(".") for name in ("test", "holds_if", "fails_if"))
         assert not any(stated[name].endswith(".") for name in ("statement", "quantity", "settle"))
         assert not any("{" in str(text) for text in stated.values()), "a number was not filled in"
 
 
 def test_a_rule_names_the_number_it_uses():
-    assert NUMBERS.margin_points == 1 and "margin: 1," in STATED["equal_each_task"]["statement"]
+    assert THRESHOLDS.margin_points == 1 and "margin: 1," in STATED["equal_each_task"]["statement"]
     thresholds, stated = load_rules(0.25)
     assert thresholds.margin_points == 0.25
     assert "margin: 0.25," in stated["equal_each_task"]["statement"]
@@ -138,12 +144,12 @@ def test_matrices_made_alike_are_found_alike(world, grid, alike):
     for key in [*CONVERSION, "adapters_above_random"]:
         wanted = FAILS if key == "conversion_above_gaussian_each_pair" else HOLDS
         # All runs are the same here, so no pair of layers has the spread that "does not hold" needs.
-        wanted = INCONCLUSIVE if wanted == FAILS else wanted
+        wanted = NOT_RESOLVED if wanted == FAILS else wanted
         assert found[key].verdict == wanted, key
     pairs = {p.name: p for p in found["conversion_above_gaussian_each_pair"].parts}
     assert pairs["value A layers 4–6"].verdict == HOLDS
     assert pairs["value A layers 4–6"].estimate == pytest.approx(1)
-    assert pairs["value A layers 1–2"].verdict == INCONCLUSIVE
+    assert pairs["value A layers 1–2"].verdict == NOT_RESOLVED
 
 
 def test_likeness_from_the_inverse_alone_does_not_pass_the_control(world, grid, load, weights):
@@ -162,7 +168,7 @@ def test_likeness_from_the_inverse_alone_does_not_pass_the_control(world, grid, 
     assert found["conversion_above_gaussian"].verdict == HOLDS
     assert found["conversion_above_gaussian_each_task"].verdict == HOLDS
     assert found["conversion_above_gaussian_each_pair"].verdict == HOLDS
-    assert found["conversion_above_control"].verdict == FAILS
+    assert found["conversion_above_control"].verdict != HOLDS
     assert found["conversion_above_control"].n == 16
 
 
@@ -186,12 +192,12 @@ def test_matrices_that_are_undefined_decide_nothing(world, grid, load):
 
     found = world(grid, untrained)
     parts = {part.name: part for part in found["conversion_above_gaussian"].parts}
-    assert parts["value B"].verdict == INCONCLUSIVE and math.isnan(parts["value B"].estimate)
+    assert parts["value B"].verdict == NOT_RESOLVED and math.isnan(parts["value B"].estimate)
     assert found["left_space_of_product"].verdict == NOT_RUN
 
 
 @pytest.mark.parametrize(
-    ("points", "verdict"), [(0.3, HOLDS), (1.0, INCONCLUSIVE), (1.9, FAILS), (-1.9, FAILS)]
+    ("points", "verdict"), [(0.3, HOLDS), (1.0, NOT_RESOLVED), (1.9, FAILS), (-1.9, FAILS)]
 )
 def test_scores_are_equal_undecided_or_different(scored, cell, points, verdict):
     found = scored(shifted(cell, points))
@@ -202,22 +208,19 @@ def test_scores_are_equal_undecided_or_different(scored, cell, points, verdict):
 
 
 def test_two_seeds_show_neither_equality_nor_difference(scored, cell):
-    """A mean within the margin and a large p: not enough for a verdict, and how many would be."""
+    """A mean within the margin and a large p are not enough for a verdict."""
     found = scored(shifted(cell, 0.5, seeds=2))
-    assert found["equal_each_task"].verdict == INCONCLUSIVE
+    assert found["equal_each_task"].verdict == NOT_RESOLVED
     assert found["no_difference_found"].verdict == HOLDS
-    needed = {part.needs for part in found["equal_each_task"].parts}
-    assert None not in needed and max(needed) > 2
-    assert f"about {max(needed)} seeds" in found["equal_each_task"].settle
+    assert found["equal_each_task"].settle.startswith("More seeds of both methods")
 
 
 def test_differences_that_are_all_equal_decide_nothing(scored, grid):
     found = scored(grid)  # CondLoRA half a point below in every run
     for key in ("equal_each_task", "equal_on_average", "no_difference_found"):
-        assert found[key].verdict == INCONCLUSIVE
+        assert found[key].verdict == NOT_RESOLVED
         assert found[key].estimate == pytest.approx(-0.5)
-        assert "cannot be said" in found[key].settle
-    assert found["speed_not_lower"].verdict == INCONCLUSIVE
+    assert found["speed_not_lower"].verdict == NOT_RESOLVED
 
 
 def test_another_margin_is_another_question(scored, cell):
@@ -231,7 +234,7 @@ def test_one_task_outside_the_margin_is_named(scored, cell):
     assert found["equal_on_average"].verdict == HOLDS
     assert found["equal_each_task"].verdict == FAILS
     assert found["equal_each_task"].estimate == pytest.approx(-3)
-    assert "shown is CoLA; does not hold: CoLA −3.00; holds: MNLI" in (
+    assert "the deciding one is CoLA; does not hold: CoLA −3.00; holds: MNLI" in (
         found["equal_each_task"].evidence
     )
 
@@ -243,7 +246,7 @@ def test_seven_good_tasks_of_eight_are_not_all_tasks(scored, cell, spoil):
     ]
     found = scored(cells)
     assert found["equal_on_average"].verdict == NOT_RUN
-    assert found["equal_each_task"].verdict == INCONCLUSIVE
+    assert found["equal_each_task"].verdict == NOT_RESOLVED
     assert found["equal_each_task"].settle.endswith("not run: RTE")
 
 
@@ -255,8 +258,8 @@ def test_closeness_without_any_learning_is_said(scored, cell):
         for c in shifted(cell, 0.1)
     ]
     found = scored(cells)["equal_on_average"].evidence
-    assert found.endswith("LoRA is not above the commonest class in RTE")
-    assert "commonest" not in scored(shifted(cell, 0.1))["equal_on_average"].evidence
+    assert found.endswith("LoRA does not exceed the majority class on RTE")
+    assert "majority class" not in scored(shifted(cell, 0.1))["equal_on_average"].evidence
 
 
 @pytest.mark.parametrize("count", [511, 513])
@@ -271,7 +274,7 @@ def test_parameters_are_exactly_a_share_of_the_layers(scored, grid, count):
 
 @pytest.mark.parametrize(
     ("speeds", "verdict"),
-    [((100, 101, 102), HOLDS), ((95, 96, 94), FAILS), ((99, 97, 98), INCONCLUSIVE)],
+    [((100, 101, 102), HOLDS), ((95, 96, 94), FAILS), ((99, 97, 98), NOT_RESOLVED)],
 )
 def test_speed(scored, cell, speeds, verdict):
     cells = [cell("rte", "lora", seed) for seed in range(3)]
@@ -302,9 +305,9 @@ def test_speed_once_merged_is_of_the_runs_that_recorded_it(scored, cell):
 
 
 def test_ratios_are_averaged_as_ratios():
-    part = not_lower("", np.array([0.5, 2.0]), NUMBERS)
+    part = not_lower("", np.array([0.5, 2.0]), THRESHOLDS)
     assert part.estimate == pytest.approx(1.0) and part.limit == 0.98
-    assert not_lower("", np.array([]), NUMBERS).verdict == NOT_RUN
+    assert not_lower("", np.array([]), THRESHOLDS).verdict == NOT_RUN
 
 
 @pytest.fixture
@@ -314,8 +317,10 @@ def paired(cell, load):
 
 
 def left_space(stacks, settings):
-    findings = Findings(None, None, None, None, adapter_similarity.compare(stacks, settings), None)
-    return combine(COMPUTATIONS["left_space_of_product"](findings, NUMBERS)[0])[0]
+    findings = Findings(
+        None, None, None, None, adapter_similarity.compare(stacks, settings), None, {}
+    )
+    return combine(COMPUTATIONS["left_space_of_product"](findings, THRESHOLDS)[0])[0]
 
 
 def test_product_has_the_left_space_of_b(paired, settings, monkeypatch):
@@ -328,7 +333,7 @@ def test_product_has_the_left_space_of_b(paired, settings, monkeypatch):
 
 def test_the_papers_own_print_is_checked(monkeypatch):
     def printed(key):
-        parts, note = COMPUTATIONS[key](None, NUMBERS)
+        parts, note = COMPUTATIONS[key](None, THRESHOLDS)
         return combine(parts)[0], note
 
     assert printed("printed_averages")[0] == FAILS
@@ -358,9 +363,9 @@ def test_one_linear_map_of_w0_is_recognised(cell, weights, settings, load, monke
     def verdicts(make):
         cells = [cell("rte", "lora", seed) for seed in range(3)]
         result = linear_map.linear_maps(load_stacks(cells, make), settings)
-        findings = Findings(None, None, None, None, None, result)
+        findings = Findings(None, None, None, None, None, result, {})
         keys = ("linear_map_above_gaussian", "linear_map_explains_most")
-        return [combine(COMPUTATIONS[key](findings, NUMBERS)[0])[0] for key in keys]
+        return [combine(COMPUTATIONS[key](findings, THRESHOLDS)[0])[0] for key in keys]
 
     def one_map(folder):
         found = load(folder)
@@ -378,13 +383,13 @@ def test_one_linear_map_of_w0_is_recognised(cell, weights, settings, load, monke
 def test_a_claim_is_its_parts():
     holds, fails, open_, missing = (
         Part(verdict, verdict, estimate=1.0, n=2)
-        for verdict in (HOLDS, FAILS, INCONCLUSIVE, NOT_RUN)
+        for verdict in (HOLDS, FAILS, NOT_RESOLVED, NOT_RUN)
     )
     assert combine([]) == (NOT_RUN, None)
     assert combine([missing, missing])[0] == NOT_RUN
     assert combine([holds, holds])[0] == HOLDS
-    assert combine([holds, missing]) == (INCONCLUSIVE, holds)
-    assert combine([holds, open_, missing]) == (INCONCLUSIVE, open_)
+    assert combine([holds, missing]) == (NOT_RESOLVED, holds)
+    assert combine([holds, open_, missing]) == (NOT_RESOLVED, open_)
     assert combine([holds, open_, fails, missing]) == (FAILS, fails)
     # Shown is the clearest failure, or else what is furthest from holding.
     clear, unclear = (replace(fails, p_fails=p) for p in (0.001, 0.04))
@@ -398,14 +403,14 @@ def test_above_a_null_by_hand():
     """Draws 1 to 99: five of a hundred reach 95 or more, the value itself counted."""
     draws = np.arange(1.0, 100.0)
     samples = {"above": (np.array([95.5]), draws), "not": (np.array([95.0]), draws)}
-    above, at = above_null(samples, NUMBERS)
+    above, at = above_null(samples, THRESHOLDS)
     assert (above.p_holds, at.p_holds) == (0.05, 0.06)
-    assert above.null == 50 and above.limit == pytest.approx(94.1)
-    assert [p.verdict for p in above_null({"": (np.array([96.5]), draws)}, NUMBERS)] == [HOLDS]
-    assert above.verdict == at.verdict == INCONCLUSIVE  # one run has no spread to fail by
-    low = above_null({"low": (np.array([49.0, 50.0, 51.0]), draws)}, NUMBERS)[0]
-    assert low.verdict == FAILS and low.p_fails < 0.001 and low.n == 3
-    none = above_null({"none": (np.array([]), draws)}, NUMBERS)[0]
+    assert above.null == 50 and above.limit == pytest.approx(50.01)
+    assert [p.verdict for p in above_null({"": (np.array([96.5]), draws)}, THRESHOLDS)] == [HOLDS]
+    assert above.verdict == at.verdict == NOT_RESOLVED  # one run has no spread to fail by
+    low = above_null({"low": (np.array([47.0, 48.0, 49.0]), draws)}, THRESHOLDS)[0]
+    assert low.verdict == FAILS and low.p_fails < 0.05 and low.n == 3
+    none = above_null({"none": (np.array([]), draws)}, THRESHOLDS)[0]
     assert none.verdict == NOT_RUN
 
 
@@ -422,17 +427,17 @@ def test_runs_like_the_null_are_seldom_called_above_it(runs, shared):
     for _ in range(REPEATS):
         luck, own = rng.standard_normal(), rng.standard_normal(runs)
         values = shared * luck + (1 - shared) * own
-        part = above_null({"": (values, rng.standard_normal(99))}, NUMBERS)[0]
+        part = above_null({"": (values, rng.standard_normal(99))}, THRESHOLDS)[0]
         found.append(part.verdict)
     assert found.count(HOLDS) / REPEATS <= AT_MOST
-    if not shared and runs == 10:
-        assert found.count(FAILS) / REPEATS > 0.9
 
 
 def test_runs_well_above_the_null_are_found():
     rng = np.random.default_rng(6)
     found = [
-        above_null({"": (4 + rng.standard_normal(3), rng.standard_normal(99))}, NUMBERS)[0].verdict
+        above_null({"": (4 + rng.standard_normal(3), rng.standard_normal(99))}, THRESHOLDS)[
+            0
+        ].verdict
         for _ in range(50)
     ]
     assert set(found) == {HOLDS}
@@ -442,15 +447,13 @@ def test_runs_well_above_the_null_are_found():
 def test_eight_noisy_tasks(gap, verdict):
     """All eight equal: found so at the planned rate. One a margin away: seldom. One two margins: found."""
     rng, sd = np.random.default_rng(7), 0.5
-    n = runs_for_equivalence(sd, 1.0, alpha=0.05 / 8, power=0.95)
+    n = 12
     found = []
     for _ in range(REPEATS):
         x = sd * rng.standard_normal((8, n))
         x[0] += gap
         tests = [paired_test(row, 1.0) for row in x]
-        p_holds, p_fails = (
-            holm([getattr(t, name) for t in tests]) for name in ("equivalence", "outside")
-        )
+        p_holds, p_fails = [t.equivalence for t in tests], holm([t.outside for t in tests])
         parts = [
             Part("", rules.verdict(h, f, 0.05, n), p_holds=h, p_fails=f)
             for h, f in zip(p_holds, p_fails, strict=True)
@@ -488,8 +491,56 @@ def test_a_claim_shows_its_estimate_interval_and_limits(scored, cell):
 
 def test_tables_tell_failures_first_and_every_part(scored, grid):
     found = list(scored(grid).values())
-    verdicts = [row[0] for row in present_claims.table(found).rows]
-    assert verdicts == sorted(verdicts, key=rules.VERDICTS.index) and verdicts[0] == FAILS
+    rows = present_claims.table(found).rows
+    own = [row[0] for row in rows if "claim of the paper" in row[4]]
+    assert own == sorted(own, key=rules.VERDICTS.index) == [row[0] for row in rows[: len(own)]]
+    assert sum(claims.counts(found).values()) == len(own) < len(rows)
     parts = present_claims.table_of_parts(found)
     assert len(parts.rows) == sum(len(claim.parts) for claim in found) == len(parts.data)
     assert {"claim", "estimate", "low", "high", "p_holds", "p_fails", "n"} <= set(parts.data)
+
+
+def test_a_small_excess_that_noise_hides_is_not_resolved():
+    """0.3 above noisy draws of deviation 1: below their 95 % quantile, where the old rule said "does not hold"."""
+    rng = np.random.default_rng(3)
+    draws, values = rng.standard_normal(99), 0.3 + 0.05 * rng.standard_normal(10)
+    assert np.quantile(draws, 0.95) > values.max() > draws.mean() + 0.01
+    assert above_null({"": (values, draws)}, THRESHOLDS)[0].verdict == NOT_RESOLVED
+    at_null = draws.mean() + 0.001 * rng.standard_normal(10)
+    assert above_null({"": (at_null, draws)}, THRESHOLDS)[0].verdict == FAILS
+
+
+def test_all_tasks_equal_needs_no_adjustment(scored, cell):
+    """An intersection-union test: with p = 0.03 on every task the claim holds; Holm would ask for 0.05 / 8."""
+    found = scored(shifted(cell, 0.72, seeds=4))["equal_each_task"]
+    p = [part.p_holds for part in found.parts]
+    assert found.verdict == HOLDS and min(p) > 0.05 / 8
+    assert max(holm(p)) > 0.05
+
+
+def test_a_task_on_which_lora_still_improves_is_not_tested(scored, cell):
+    for points in (0.1, 3):  # neither equality nor a difference can be concluded
+        found = scored(shifted(cell, points), gains=dict.fromkeys(TASKS, 0.3))
+        for key in ("equal_each_task", "equal_on_average"):
+            assert found[key].verdict == NOT_TESTED
+            assert found[key].evidence.startswith("LoRA still improving")
+    found = scored(shifted(cell, 0.1), gains={"rte": 0.3})
+    verdicts = {part.name: part.verdict for part in found["equal_each_task"].parts}
+    assert verdicts.pop("RTE") == NOT_TESTED and set(verdicts.values()) == {HOLDS}
+    assert found["equal_each_task"].verdict == NOT_RESOLVED
+    assert found["equal_on_average"].verdict == NOT_TESTED
+    just_below = scored(shifted(cell, 0.1), gains=dict.fromkeys(TASKS, 0.29))
+    assert just_below["equal_each_task"].verdict == HOLDS
+
+
+def test_the_last_doubling_is_from_half_of_the_steps():
+    curve = pd.DataFrame({"step": [25, 50, 75, 100], "pearson": [np.nan, 0.6, 0.61, 0.605]})
+    assert plateau.last_doubling(curve, "pearson") == pytest.approx(1.0)
+    assert plateau.last_doubling(curve[:2], "pearson") == pytest.approx(60)  # undefined is 0
+    assert math.isnan(plateau.last_doubling(curve[3:], "pearson"))
+
+
+def test_the_papers_claim_about_figure_1_is_of_value_modules_on_mnli(world, grid, load):
+    found = world(grid, load)["conversion_above_gaussian_mnli"]
+    assert [part.name for part in found.parts] == ["value A MNLI", "value B MNLI"]
+    assert {part.n for part in found.parts} == {2} and found.kind == "paper"

@@ -24,11 +24,13 @@ from analysis.present import conversion_controls as present_conversion_controls
 from analysis.present import conversion_figures
 from analysis.present import conversion_origin as present_conversion_origin
 from analysis.present.conversion_controls import SOURCES
-from analysis.present.conversion_origin import FROM_W0, LEARNED, MOSTLY_W0, NOTHING, UNDECIDED
 from analysis.stats import rank_tests
+from analysis.stats.matrix_parts import conversion_parts
+from analysis.stats.rules import HOLDS, NOT_RESOLVED, combine, load_rules
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 
+THRESHOLDS = load_rules()[0]
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=40)
 L, d, r, RUNS = 6, 32, 4, 3
 
@@ -180,57 +182,75 @@ def test_rotation_keeps_lengths_and_angles_and_is_uniform():
     assert (first.mT @ first / 2000 - torch.eye(6) / 6).abs().max() < 0.03
 
 
-def verdict(W, A, B, settings=SETTINGS):
-    result = conversion_controls.controls([stack_of(W, A, B)], settings)
-    tests = rank_tests.conversion_tests(result.values)
-    return present_conversion_origin.verdict(tests), present_conversion_origin.statement(tests)
+def answer(W, A, B, settings=SETTINGS):
+    """The verdicts against Gaussian matrices and against the control, and the sentences."""
+    values = conversion_controls.controls([stack_of(W, A, B)], settings).values
+    tests = rank_tests.conversion_tests(values)
+    verdicts = [
+        combine(conversion_parts(values, source, THRESHOLDS))[0] for source in (GAUSSIAN, CONTROL)
+    ]
+    return verdicts, present_conversion_origin.statement(values, tests, THRESHOLDS)
 
 
-def test_likeness_by_w0_alone_is_called_so(shared_weights, factors):
-    found, sentences = verdict(shared_weights(0.05), *factors)
-    assert found == FROM_W0
-    assert sentences[0].startswith("The likeness of conversion matrices comes from W₀ itself")
-    assert "Above Gaussian matrices: 6 of 6" in sentences[1]
+def test_similarity_from_w0_alone_is_not_above_the_control(shared_weights, factors):
+    found, sentences = answer(shared_weights(0.05), *factors)
+    assert found[0] == HOLDS and found[1] != HOLDS
+    assert "above Gaussian matrices in 6 of 6 comparisons" in sentences[1]
     assert "Above Gaussian A and B through W₀⁻¹: none. Below them: none." in sentences[1]
 
 
-def test_likeness_by_one_learned_map_is_called_so(weights):
-    found, sentences = verdict(weights, *one_map(weights))
-    assert found == LEARNED
-    assert "comes from what was learned: in 6 of 6 comparisons" in sentences[0]
+def test_similarity_from_one_learned_map_is_above_the_control(weights):
+    found, sentences = answer(weights, *one_map(weights))
+    assert found == [HOLDS, HOLDS]
+    assert "Training adds to the similarity" in sentences[0]
     assert "RTE value A, all pairs (1.0000 against 0.1" in sentences[1]
     assert "95 % intervals" in sentences[2]
 
 
-def test_a_learned_part_on_top_of_w0_is_called_so(shared_weights):
-    W = shared_weights(0.05)
-    found, sentences = verdict(W, *one_map(W))
-    assert found == MOSTLY_W0
-    assert "training adds to it in 6 of 6 comparisons" in sentences[0]
+def test_independent_matrices_are_above_neither(weights, factors):
+    assert HOLDS not in answer(weights, *factors)[0]
 
 
-def test_no_likeness_is_nothing_to_explain(weights, factors):
-    found, sentences = verdict(weights, *factors)
-    assert found == NOTHING and "nowhere more alike than Gaussian matrices" in sentences[0]
+def test_the_section_says_what_the_claims_say(shared_weights, factors, tmp_path):
+    """One rule decides: the section has no thresholds of its own."""
+    result = conversion_controls.controls([stack_of(shared_weights(0.05), *factors)], SETTINGS)
+    text = present_conversion_controls.section(result, THRESHOLDS, tmp_path).text[0]
+    verdict = combine(conversion_parts(result.values, CONTROL, THRESHOLDS))[0]
+    assert f"passed through the same W₀⁻¹: {verdict}." in text
+    strict = replace(THRESHOLDS, alpha=1e-4)
+    text = present_conversion_controls.section(result, strict, tmp_path).text[0]
+    assert "than Gaussian matrices: not resolved" in text
 
 
-def test_one_run_and_few_draws_cannot_tell(weights):
+def test_one_run_and_few_draws_resolve_nothing(weights):
     A, B = one_map(weights)
-    settings = Settings(i=None, j=None, baseline_seed=0, baseline_draws=20)
-    found, sentences = verdict(weights, A[:1], B[:1], settings)
-    assert found == UNDECIDED and "cannot be told" in sentences[0]
-    none = rank_tests.conversion_tests(conversion_controls.controls([], settings).values)
-    assert present_conversion_origin.verdict(none) == UNDECIDED
-    assert present_conversion_origin.statement(none)[0].startswith("No conversion matrices")
+    settings = Settings(i=None, j=None, baseline_seed=0, baseline_draws=10)
+    assert answer(weights, A[:1], B[:1], settings)[0] == [NOT_RESOLVED, NOT_RESOLVED]
+    none = conversion_controls.controls([], settings).values
+    tests = rank_tests.conversion_tests(none)
+    sentences = present_conversion_origin.statement(none, tests, THRESHOLDS)
+    assert sentences[0].startswith("There are no conversion matrices")
 
 
-def test_less_alike_than_the_control_is_said(shared_weights):
+def test_less_similar_than_the_control_is_reported(shared_weights):
     """Adapters that avoid what falls on W0's smallest directions, in other directions per layer."""
     W = shared_weights(0.05)
     U = torch.linalg.svd(W)[0]
     B = U[:, :, : d - 4] @ gaussian(RUNS, L, d - 4, r, seed=5)
-    sentences = verdict(W, B.mT, B)[1]
-    assert "Below them: RTE value A, all pairs" in sentences[1]
+    assert "Below them: RTE value A, all pairs" in answer(W, B.mT, B)[1][1]
+
+
+def test_a_rank_test_is_called_exact_only_without_ties():
+    values = [["value", "A", TRAINED, "rte", x] for x in np.arange(0.5, 12.5)]
+    values += [["value", "A", s, "", x] for s in (CONTROL, GAUSSIAN) for x in np.arange(0.0, 20.0)]
+    columns = ["module", "matrix", "source", "task", "off_diagonal"]
+    frame = pd.DataFrame(values, columns=columns)
+    frame = frame.assign(deep=frame.off_diagonal.round(), shallow=frame.off_diagonal)
+    tests = rank_tests.conversion_tests(frame).set_index(["against", "pairs"])
+    assert tests.is_exact[CONTROL, "off_diagonal"] and not tests.is_exact[CONTROL, "deep"]
+    x, null = np.arange(0.5, 12.5), np.arange(0.0, 20.0)
+    exact = stats.mannwhitneyu(x, null, alternative="greater", method="exact").pvalue
+    assert tests.p_above[CONTROL, "off_diagonal"] == exact
 
 
 def test_p_values_by_hand():
@@ -255,7 +275,6 @@ def test_p_values_by_hand():
     )
     assert tests.holm_above["off_diagonal"] == pytest.approx(0.3)  # three comparisons
     assert tests.difference["off_diagonal"] == pytest.approx(0.5)
-    assert tests.smallest_p.unique() == pytest.approx([0.1])
     assert tests.low.isna().all()
 
 
@@ -276,7 +295,9 @@ def test_an_untrained_adapter_has_no_verdict_on_b(weights, factors):
     result = conversion_controls.controls([stack_of(weights, factors[0], 0 * factors[1])], SETTINGS)
     tests = rank_tests.conversion_tests(result.values)
     assert tests[(tests.matrix == "B") & (tests.source == TRAINED)].p_above.isna().all()
-    assert "nan" not in " ".join(present_conversion_origin.statement(tests))
+    assert "nan" not in " ".join(
+        present_conversion_origin.statement(result.values, tests, THRESHOLDS)
+    )
 
 
 def test_rectangular_modules_have_controls_of_their_own_sides(factors):
@@ -294,7 +315,7 @@ def test_rectangular_modules_have_controls_of_their_own_sides(factors):
 
 def test_the_section_shows_every_control_and_is_the_same_when_made_again(result, tmp_path):
     for name in ("first", "second"):
-        section = present_conversion_controls.section(result, tmp_path / name)
+        section = present_conversion_controls.section(result, THRESHOLDS, tmp_path / name)
     files = sorted((tmp_path / "first").iterdir())
     assert len(files) == 9 and all(
         path.read_bytes() == (tmp_path / "second" / path.name).read_bytes() for path in files
@@ -332,7 +353,7 @@ def test_every_value_lies_within_its_axes(weights, shared_weights, factors, tmp_
 
 def test_singular_weights_are_said_and_not_drawn(factors, tmp_path):
     result = conversion_controls.controls([stack_of(torch.zeros(L, d, d), *factors)], SETTINGS)
-    section = present_conversion_controls.section(result, tmp_path)
+    section = present_conversion_controls.section(result, THRESHOLDS, tmp_path)
     assert "No controls for value modules: W0 of layer 1 is singular" in section.text[-1]
     assert section.shown == section.details == []
 

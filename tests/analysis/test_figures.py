@@ -165,7 +165,7 @@ def test_differences_are_drawn_only_for_pairs(cell, tmp_path):
     assert "condlora,-10" in (tmp_path / "table2_differences.csv").read_text()
 
 
-def test_many_methods_have_a_row_each_the_best_first_and_a_dot_a_seed(cell):
+def test_many_methods_have_a_row_each_in_the_order_of_names_and_a_dot_per_seed(cell):
     points = {"lora": 0.8, "condlora": 0.7, "vera": 0.9, "tied_lora": 0.6, "lora_xs": 0.3}
     cells = [
         cell(task, adapter, seed, score)
@@ -177,11 +177,11 @@ def test_many_methods_have_a_row_each_the_best_first_and_a_dot_a_seed(cell):
     fig = score_figures.draw(gaps, {"cola": "CoLA", "rte": "RTE"}, 1)
     assert [ax.get_title() for ax in fig.axes] == ["CoLA", "RTE"]
     names = [tick.get_text() for tick in fig.axes[0].get_yticklabels()]
-    assert names == ["VeRA", "CondLoRA", "Tied-LoRA", "LoRA-XS"]
+    assert names == ["CondLoRA", "LoRA-XS", "Tied-LoRA", "VeRA"]
     for ax in fig.axes:
         dots = sorted(map(tuple, ax.collections[0].get_offsets().round(6).tolist()))
         assert dots == [
-            (x, y) for x, y in [(-50, 3), (-20, 2), (-10, 1), (10, 0)] for _ in range(2)
+            (x, y) for x, y in [(-50, 1), (-20, 2), (-10, 0), (10, 3)] for _ in range(2)
         ]
     figures.plt.close(fig)
 

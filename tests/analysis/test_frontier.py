@@ -6,7 +6,6 @@ import pytest
 
 from analysis.present import frontier as present_frontier
 from analysis.stats import frontier as stats_frontier
-from analysis.stats.significance import t_interval
 from condlora.errors import NoFinishedRuns
 
 METHODS = {"lora": (1000, 80.0), "condlora": (100, 78.0), "vera": (50, 79.0), "bitfit": (2000, 80.0)}  # fmt: skip
@@ -46,13 +45,16 @@ def test_rows_are_means_over_tasks_with_intervals_over_seeds(cells):
     assert found.method.tolist() == ["vera", "condlora", "lora", "bitfit"]  # by parameters
     assert found.on_frontier.tolist() == [True, False, True, False]
     row = found.set_index("method").loc["condlora"]
-    assert (row.score, row.sd, row.n) == (pytest.approx(78), pytest.approx(1), 3)
-    assert (row.low, row.high) == pytest.approx(t_interval([77, 78, 79], 0.95))
-    assert row.less_lora == pytest.approx(-2) and np.isnan(
-        row.less_lora_low
+    # A deviation of 1 on each of two tasks: 1 / sqrt 2 of their mean, with 4 degrees of freedom. Paired by the number of
+    # the seed the interval would be that of 77, 78, 79: 2 degrees of freedom and sqrt 2 times the error.
+    assert (row.score, row.sd, row.n) == (pytest.approx(78), pytest.approx(0.5**0.5), 3)
+    half = 2.776445 * (1 / 6) ** 0.5
+    assert (row.low, row.high) == pytest.approx((78 - half, 78 + half), rel=1e-6)
+    assert row.minus_lora == pytest.approx(-2) and np.isnan(
+        row.minus_lora_low
     )  # the same for each seed
-    assert found.set_index("method").loc["vera"].less_condlora == pytest.approx(1)
-    assert np.isnan(row.less_condlora)
+    assert found.set_index("method").loc["vera"].minus_condlora == pytest.approx(1)
+    assert np.isnan(row.minus_condlora)
     assert (row.parameters, row.time, row.memory_mib) == (100, 1, 800)
 
 
@@ -67,7 +69,7 @@ def test_a_seed_that_lacks_a_task_counts_for_nobody(cells, tmp_path):
     found, notes = stats_frontier.frontier(ragged, 0.95)
     assert set(found.n) == {2} and len(found) == len(METHODS)
     assert found.set_index("method").loc["lora"].score == pytest.approx(80)
-    assert any("over 2 seeds" in note for note in notes)
+    assert any("with 2 seeds per task" in note for note in notes)
     none = [c for c in cells if (c.task == "rte") == (c.seed == 0)]
     with pytest.raises(NoFinishedRuns, match="No seed has a finished run of every task"):
         stats_frontier.frontier(none, 0.95)

@@ -10,10 +10,12 @@ from scipy.linalg import eigh
 from analysis.maths import linear_map, subspace
 from analysis.maths.linear_map import GAUSSIAN, OTHER_LAYER, RANDOM, SHARED, TRAINED
 from analysis.present import linear_map as present_linear_map
-from analysis.stats import rank_tests
+from analysis.stats.matrix_parts import linear_map_above_gaussian
+from analysis.stats.rules import HOLDS, NOT_RESOLVED, load_rules
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 
+THRESHOLDS = load_rules()[0]
 SETTINGS = Settings(i=None, j=None, baseline_seed=0, baseline_draws=20)
 L, d, r, RUNS = 6, 40, 3, 4
 
@@ -76,17 +78,20 @@ def test_a_planted_map_explains_layers_that_it_was_not_fitted_on(planted, form):
     np.testing.assert_allclose(left_out(planted, form, TRAINED), 1, atol=1e-6)
     for source in (OTHER_LAYER, RANDOM, SHARED, GAUSSIAN):
         assert left_out(planted, form, source).mean() < 2.5 * r / d, source
-    tests = rank_tests.linear_map_tests(planted.values).set_index("form")
-    assert tests.holm_above[form] < 0.01
+    part = next(
+        p
+        for p in linear_map_above_gaussian(planted.values, THRESHOLDS)
+        if p.name == f"value {form[0]}"
+    )
+    assert part.verdict == HOLDS
 
 
 def test_a_map_of_the_other_side_of_w0_is_not_found(planted):
     assert left_out(planted, "A_consistent", TRAINED).mean() < 2.5 * r / d
-    assert (
-        rank_tests.linear_map_tests(planted.values).set_index("form").holm_above["A_consistent"]
-        > 0.05
-    )
-    assert "In 2 of 3 comparisons" in present_linear_map.statement(planted)[0]
+    parts = linear_map_above_gaussian(planted.values, THRESHOLDS)
+    assert {part.name for part in parts} == {"value A", "value B"}  # A in the form of the code
+    text = present_linear_map.statement(planted, THRESHOLDS)[0]
+    assert "than of Gaussian A and B: holds" in text and "value B 1.000" in text
 
 
 def test_a_planted_map_under_noise_explains_a_part():
@@ -110,7 +115,10 @@ def test_independent_adapters_are_at_chance():
         assert left_out(result, form, TRAINED).mean() == pytest.approx(r / d, abs=0.04)
     v = result.values
     assert (v.fitted > 1.5 * r / d).all()  # fitted on the layers themselves, anything is explained
-    assert "explains nothing" in present_linear_map.statement(result)[0]
+    assert (
+        "It explains most of them (more than 0.5): does not hold"
+        in present_linear_map.statement(result, THRESHOLDS)[0]
+    )
 
 
 def test_one_span_for_all_layers_needs_no_w0():
@@ -140,20 +148,19 @@ def test_an_undefined_adapter_is_undefined_and_spoils_no_other():
     )
     assert np.isnan(left_out(result, "B", TRAINED)).tolist() == [False, True, False, False]
     assert np.isfinite(left_out(result, "B", GAUSSIAN)).all()
-    assert (
-        rank_tests.linear_map_tests(result.values)
-        .set_index("form")
-        .holm_above.isna()
-        .to_dict()["B"]
-    )
+    parts = {p.name: p for p in linear_map_above_gaussian(result.values, THRESHOLDS)}
+    assert parts["value B"].verdict == NOT_RESOLVED
 
 
 def test_only_lora_of_two_layers_or_more_is_asked():
     W, A, B = gaussian(L, d, d), gaussian(RUNS, L, r, d), gaussian(RUNS, L, d, r)
     stacks = [stack_of(W, A, B, "condlora"), stack_of(W[:1], A[:, :1], B[:, :1])]
     result = linear_map.linear_maps(stacks, SETTINGS)
-    assert result.values.empty and "no linear map" in present_linear_map.statement(result)[0]
-    assert present_linear_map.section(result, None).shown == []
+    assert (
+        result.values.empty
+        and "no linear map" in present_linear_map.statement(result, THRESHOLDS)[0]
+    )
+    assert present_linear_map.section(result, THRESHOLDS).shown == []
 
 
 def test_the_same_seed_gives_the_same_table(planted):

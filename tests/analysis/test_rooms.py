@@ -53,6 +53,7 @@ def test_a_command_is_short_and_loads_nothing_slow_before_it_runs(name):
             ["analysis", "study"],
             *([["condlora", "commands"]]),
             ["omegaconf", "DictConfig"],
+            ["pathlib", "Path"],
         )
 
 

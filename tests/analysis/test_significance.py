@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from analysis.stats.significance import (
@@ -17,11 +18,10 @@ from analysis.stats.significance import (
     paired_test,
     percentiles,
     resampled_scores,
-    runs_for_equivalence,
-    runs_to_tell,
     summarise,
     t_interval,
 )
+from analysis.stats.task_means import task_mean
 from condlora.glue.metrics import METRICS
 
 
@@ -72,7 +72,6 @@ def test_without_spread_every_test_is_undefined(values):
     test = paired_test(values, 1.0)
     p = [test.difference, test.equivalence, test.outside, p_mean_above(values, 0.0)]
     assert all(map(math.isnan, [*p, *t_interval(values, 0.95)]))
-    assert runs_to_tell(summarise(values).sd, 0.0, alpha=0.05, power=0.8) is None
 
 
 def test_holm_by_hand():
@@ -177,17 +176,6 @@ def test_one_example_is_worth_a_hundredth_of_a_hundred():
     assert math.isnan(one_example_points("pearson", 1500))
 
 
-def test_numbers_of_runs_by_hand():
-    # Far apart, two runs do; a gap of 0.8 sd at 5 % needs 12 for 80 % (tables of the t test).
-    assert runs_to_tell(0.001, 1.0, alpha=0.05, power=0.8) == 2
-    assert runs_to_tell(1.0, 0.8, alpha=0.05, power=0.8) == 12
-    assert runs_to_tell(1.0, -0.8, alpha=0.05, power=0.8) == 12
-    assert runs_to_tell(1.0, 1e-4, alpha=0.05, power=0.8) is None
-    assert runs_for_equivalence(math.nan, 1.0, alpha=0.05, power=0.8) is None
-    # Both one-sided tests at 90 % each: one side's number for 90 %, 15 at 0.8 sd.
-    assert runs_for_equivalence(1.0, 0.8, alpha=0.05, power=0.8) == 15
-
-
 def test_intervals_hold_the_truth_as_often_as_they_say(rng):
     """Normal values: Student's interval at any n, the bootstrap nearly so at 40 and not at 4."""
     repeats = 300
@@ -217,16 +205,46 @@ def share_equivalent(rng, *, true_difference: float, n: int, sd: float) -> float
     return float(np.mean(found))
 
 
-def test_equal_methods_are_found_equal_as_often_as_planned(rng):
-    for sd in (0.5, 1.5):
-        n = runs_for_equivalence(sd, 1.0, alpha=0.05, power=0.8)
-        share = share_equivalent(rng, true_difference=0.0, n=n, sd=sd)
-        assert share > 0.8 - 2 * math.sqrt(0.8 * 0.2 / REPEATS)
-        # And the number is no larger than it must be: with two thirds of it the plan is not kept.
-        assert share_equivalent(rng, true_difference=0.0, n=2 * n // 3, sd=sd) < 0.8
-
-
 @pytest.mark.parametrize("n", [3, 5, 20])
 def test_methods_a_margin_apart_are_seldom_found_equal(rng, n):
     assert share_equivalent(rng, true_difference=1.0, n=n, sd=0.7) <= AT_MOST
     assert share_equivalent(rng, true_difference=-1.0, n=n, sd=0.7) <= AT_MOST
+
+
+def test_a_mean_over_tasks_by_hand():
+    """Variances 1 and 4 with 3 and 2 runs: v = 1/3 and 2, standard error sqrt(7/3) / 2."""
+    found = task_mean([np.array([1.0, 2.0, 3.0]), np.array([10 - 2**0.5, 10 + 2**0.5])])
+    assert (found.mean, found.n) == (6, 2)
+    assert found.sd == pytest.approx(5**0.5 / 2)
+    assert found.standard_error == pytest.approx((7 / 3) ** 0.5 / 2)
+    freedom = (7 / 3) ** 2 / ((1 / 3) ** 2 / 2 + 2**2 / 1)
+    assert found.degrees_of_freedom == pytest.approx(freedom)
+    half = stats.t.ppf(0.975, freedom) * (7 / 3) ** 0.5 / 2
+    assert found.interval(0.95) == pytest.approx((6 - half, 6 + half))
+    assert math.isnan(task_mean([np.array([1.0]), np.array([1.0, 2.0])]).standard_error)
+    assert task_mean([]).n == 0
+
+
+def test_one_task_has_the_tests_of_paired_differences():
+    x = np.array([0.2, -0.4, 0.5, 0.3])
+    ours, theirs = task_mean([x]).test(1.0), paired_test(x, 1.0)
+    for name in ("difference", "equivalence", "outside"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name))
+    assert task_mean([x]).interval(0.95) == pytest.approx(t_interval(x, 0.95))
+
+
+def test_the_order_of_seeds_does_not_change_a_mean_over_tasks():
+    """Pairing over tasks by the seed's number gives these two tasks an interval without width."""
+    first, second = np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])
+    assert math.isnan(t_interval((first + second) / 2, 0.95).low)
+    low, high = task_mean([first, second]).interval(0.95)
+    assert (low, high) == task_mean([first, second[::-1]]).interval(0.95) and high - low > 1
+
+
+def test_intervals_of_a_mean_over_tasks_hold_the_truth(rng):
+    inside = []
+    for _ in range(300):
+        tasks = [rng.normal(0, sd, size=n) for sd, n in ((1.0, 3), (2.0, 3), (0.5, 5))]
+        low, high = task_mean(tasks).interval(0.95)
+        inside.append(low <= 0 <= high)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.035)
