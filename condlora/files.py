@@ -63,8 +63,13 @@ def json_sha256(value: dict) -> str:
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files of a folder; computed anew where one was written to."""
+    """SHA-256 of a file, or of the relative names and the contents of a folder's files; recomputed after a change.
+
+    Hidden files of a folder do not count: file managers, downloads and version control write them.
+    """
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if path.is_dir():
+        files = [f for f in files if not any(n.startswith(".") for n in f.relative_to(path).parts)]
     return _content_sha256(path, tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in files))
 
 

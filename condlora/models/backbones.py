@@ -1,9 +1,9 @@
-"""The pretrained backbone with its tokenizer, and an adapter on it.
+"""The pretrained backbone with its tokenizer.
 
-From the hub (pinned revision), a folder, an installed Python package that ships one, or random weights for
-tests. Any encoder or decoder will do that `AutoModelForSequenceClassification` loads; which of its modules are
-query and value, or the two in one, is said by the backbone's config. Loaded once per process and copied for every
-run.
+Sources: the hub (pinned revision), a folder, an installed Python package that ships one, a model fetched in parts
+(`condlora.models.fetch`), or random weights for tests. Every encoder or decoder works that
+`AutoModelForSequenceClassification` loads; the backbone's config says which of its modules are query and value, or the two
+in one. Loaded once per process and copied for every run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -32,13 +33,23 @@ from condlora.files import content_sha256
 from condlora.models.fetch import fetched_folder
 from condlora.models.heads import find_head, fit_to_each_other, initialise_head, longest_input
 
+# What a classifier needs of its config, whatever the model was used for before: outputs by name and no others, layers
+# that are not computed in chunks, and an encoder whose first token attends to the whole text.
+FOR_A_CLASSIFIER = {
+    "return_dict": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "chunk_size_feed_forward": 0,
+    "is_decoder": False,
+}
+
 
 @dataclass(frozen=True)
 class Backbone:
     """A loaded model: never trained itself, see `fresh_model`.
 
     head: paths of the modules that pretraining does not provide, which are trained whole; see `find_head`.
-    max_length: the most tokens it reads. description: what a record says of it.
+    max_length: the largest number of tokens it reads. description: the record's entry on it.
     """
 
     model: PreTrainedModel
@@ -57,7 +68,7 @@ def load_backbone(cfg: DictConfig, *, num_labels: int) -> Backbone:
         ConfigError: the source is unknown.
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
-    if cfg.source == "folder":  # which may hold others by now
+    if cfg.source == "folder":  # its files may have changed
         settings["content"] = content_sha256(Path(cfg.path))
     return _load(json.dumps(settings), num_labels)
 
@@ -65,9 +76,8 @@ def load_backbone(cfg: DictConfig, *, num_labels: int) -> Backbone:
 @functools.lru_cache(maxsize=4)
 def _load(settings: str, num_labels: int) -> Backbone:
     cfg = OmegaConf.create(json.loads(settings))
-    labels = {"num_labels": num_labels}
-    if num_labels == 1:
-        labels["problem_type"] = "regression"
+    problem = "regression" if num_labels == 1 else "single_label_classification"
+    labels = {"num_labels": num_labels, "problem_type": problem}
     if cfg.source == "random":
         model, missing = _random_model(cfg, labels)
         tokenizer = _tokenizer(_package_folder(cfg.tokenizer_package, cfg.tokenizer_folder), None)
@@ -76,10 +86,10 @@ def _load(settings: str, num_labels: int) -> Backbone:
         model, missing = _pretrained_model(place, revision, labels, cfg)
         tokenizer = _tokenizer(place, revision)
     if len(tokenizer) < model.config.vocab_size / 2:
-        # transformers makes an empty one of its own where the files lack, to which every word is unknown.
+        # transformers makes an empty tokenizer, to which every word is unknown, where the files are missing.
         raise BackboneError(
-            f"No tokenizer could be loaded for {cfg.name}: what is there knows {len(tokenizer)} of the model's "
-            f"{model.config.vocab_size} tokens."
+            f"The tokenizer of {cfg.name} knows {len(tokenizer)} of the model's {model.config.vocab_size} tokens: add "
+            "the tokenizer's files to the model's."
         )
     head = find_head(model, missing, cfg.name)
     fit_to_each_other(model, tokenizer, cfg.name)
@@ -87,7 +97,7 @@ def _load(settings: str, num_labels: int) -> Backbone:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     description = {
-        "name": cfg.name,
+        "name": _name(cfg),
         "source": cfg.source,
         "revision": cfg.get("revision"),
         "weights_sha256": _weights_sha256(model, head),
@@ -98,10 +108,17 @@ def _load(settings: str, num_labels: int) -> Backbone:
     }
     if cfg.get("weights_sha256") not in (None, description["weights_sha256"]):
         raise BackboneError(
-            f"The weights of {cfg.name} are not those that backbone.weights_sha256 names, but "
-            f"{description['weights_sha256']}: fetch them again, or set it to null to use these."
+            f"The SHA-256 of the weights of {cfg.name} is {description['weights_sha256']}, not that of "
+            "backbone.weights_sha256: fetch them again, or set it to null to use these."
         )
     return Backbone(model.eval(), tokenizer, head, longest_input(model, tokenizer), description)
+
+
+def _name(cfg: DictConfig) -> str:
+    """The config's name; for a folder that is named by its path the folder's own name, however the path is written."""
+    if cfg.source == "folder" and cfg.name == cfg.path:
+        return Path(cfg.path).resolve().name
+    return cfg.name
 
 
 def _place(cfg: DictConfig) -> tuple[str, str | None]:
@@ -138,32 +155,42 @@ def _package_folder(package: str, folder: str) -> Path:
 
 
 def _pretrained_model(place: str, revision: str | None, labels: dict, cfg: DictConfig):
-    transformers_logging.set_verbosity_error()  # "some weights are newly initialised" is what `head` is for
+    transformers_logging.set_verbosity_error()  # `head` handles "some weights are newly initialised"
     transformers_logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(
+            place, revision=revision or "main", trust_remote_code=False
+        )
+        config._attn_implementation = None  # runtime.attention chooses
+        # The old problem type first: with another number of labels it may be invalid.
+        for setting, value in ({"problem_type": None} | FOR_A_CLASSIFIER).items():
+            if hasattr(config, setting):
+                setattr(config, setting, value)
+        for setting, value in labels.items():
+            setattr(config, setting, value)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             place,
+            config=config,
             revision=revision or "main",
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # of the output layer alone, see below
-            **labels,
         )
-    except (OSError, ValueError) as error:
-        if cfg.source == "hub":
+    except SafetensorError as error:
+        raise BackboneError(
+            f"The weights in {place} cannot be read ({first_line(error)}): fetch them again."
+        ) from error
+    except Exception as error:  # transformers raises many kinds for a config that it cannot build
+        if cfg.source == "hub" and isinstance(error, OSError | ValueError):
             raise NetworkError(
-                f"{place} (revision {revision[:8]}) is neither cached nor to be had from the hub "
+                f"{place} (revision {revision[:8]}) is not cached and could not be downloaded "
                 f"({type(error).__name__}): go online once, or use backbone=minilm."
             ) from error
         raise BackboneError(
-            f"No sequence classifier could be loaded from {place} ({first_line(error)}): it needs config.json and "
-            "model.safetensors of a model that transformers knows."
-        ) from error
-    except Exception as error:  # safetensors' own errors derive from Exception alone
-        raise BackboneError(
-            f"The weights in {place} cannot be read ({first_line(error)}): fetch them again."
+            f"No sequence classifier could be loaded from {place} ({first_line(error)}): check its config.json; it needs "
+            "that file and model.safetensors, of a model that transformers knows."
         ) from error
     mismatched = {key: shapes for key, *shapes in info["mismatched_keys"]}
     for key, (found, expected) in mismatched.items():
@@ -204,7 +231,7 @@ def _weights_sha256(model: PreTrainedModel, head: tuple[str, ...]) -> str:
 
 
 def fresh_model(backbone: Backbone) -> PreTrainedModel:
-    """A copy of the backbone with its head drawn anew from torch's global generator."""
+    """A copy of the backbone with its head initialised from torch's global generator."""
     model = copy.deepcopy(backbone.model)
     initialise_head(model, backbone.head)
     return model

@@ -55,11 +55,16 @@ def fit_to_each_other(
     the head reads the last token that is not padding, which does not attend to what follows, and each token keeps its
     position.
 
+    A model with a single token type is not given types: a pair's second text would have an unknown one.
+
     Raises:
-        BackboneError: there is no such token.
+        BackboneError: there is no such token, or the tokenizer has tokens that the model has no embeddings for.
     """
-    accepted = inspect.signature(model.forward).parameters
+    accepted = set(inspect.signature(model.forward).parameters)
+    if getattr(model.config, "type_vocab_size", 2) < 2:
+        accepted.discard("token_type_ids")
     tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in accepted]
+    check_vocabulary(model, tokenizer, name)
     joins_pairs_bare = tokenizer.num_special_tokens_to_add(pair=True) == 0
     if (tokenizer.pad_token is None or joins_pairs_bare) and tokenizer.eos_token is None:
         raise BackboneError(
@@ -77,6 +82,19 @@ def fit_to_each_other(
             single="$A",
             pair=f"$A {end} $B",
             special_tokens=[(end, tokenizer.eos_token_id)],
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise a BackboneError if the tokenizer has tokens that the model has no embeddings for."""
+    size = model.get_input_embeddings().num_embeddings
+    unknown = {token: index for token, index in tokenizer.get_vocab().items() if index >= size}
+    if unknown:
+        first = min(unknown, key=unknown.get)
+        others = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
+        raise BackboneError(
+            f"The tokenizer of {name} has tokens that the model has no embeddings for ({first!r} is number "
+            f"{unknown[first]} of {size}{others}): resize the model's embeddings and save it, or remove these tokens."
         )
 
 

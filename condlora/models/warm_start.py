@@ -1,7 +1,7 @@
 """Starting an adapter from one that was trained on another task, with a new head.
 
-Hu et al. 2022 (appendix D.1) start RTE, MRPC and STS-B from their MNLI adapter. Such a run is another method than one
-that starts afresh: configs/adapter/lora_from.yaml gives it a name of its own.
+Hu et al. 2022 (appendix D.1) start RTE, MRPC and STS-B from their MNLI adapter. Such a run counts as another method than
+one with a new adapter: configs/adapter/lora_from.yaml gives it a name of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from condlora.models.backbones import Backbone
 from condlora.runs.recipe import adapter_to_start_from
 from condlora.runs.record import read_record
 
-# What may differ between the two: where things lay, the head, and how training went on.
+# What may differ between the two configs: paths, the head, and settings of training alone.
 FREE = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "modules_to_save", "peft_version",
     "revision",
@@ -26,7 +26,7 @@ FREE = {
 
 
 def start_from(model: PeftModel, cfg: DictConfig, backbone: Backbone) -> None:
-    """Give a fresh model the adapter that `cfg.init_from` names, a run's folder or an adapter's; the head stays new.
+    """Load the adapter that `cfg.init_from` names (folder of a run or of an adapter) into a new model; the head stays new.
 
     cfg: the `adapter` group.
 
@@ -39,7 +39,7 @@ def start_from(model: PeftModel, cfg: DictConfig, backbone: Backbone) -> None:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    except Exception as error:  # PEFT and safetensors raise what they come upon
+    except Exception as error:  # PEFT and safetensors raise many kinds
         raise AdapterError(
             f"{folder} holds no readable adapter ({first_line(error)}): set adapter.init_from to another."
         ) from error
@@ -57,7 +57,7 @@ def start_from(model: PeftModel, cfg: DictConfig, backbone: Backbone) -> None:
 
 
 def check_same_base(folder: Path, config: PeftConfig, cfg: DictConfig, backbone: Backbone) -> None:
-    """A run says which weights it was on and which task; an adapter alone only what its base was called."""
+    """Refuse an adapter of other weights or another task: a run's record names both, an adapter alone only its base."""
     if (folder.parent / "record.json").is_file():
         record = read_record(folder.parent)
         is_same = record["backbone"]["weights_sha256"] == backbone.description["weights_sha256"]
@@ -69,12 +69,19 @@ def check_same_base(folder: Path, config: PeftConfig, cfg: DictConfig, backbone:
             )
     else:
         called = config.base_model_name_or_path
-        is_same = called == backbone.model.name_or_path
+        is_same = _same_place(called, backbone.model.name_or_path)
     if not is_same:
         raise AdapterError(
             f"The adapter in {folder} was trained on other weights ({called}) than this run's "
             f"({backbone.description['name']}): start from one of the same backbone."
         )
+
+
+def _same_place(called: str | None, known: str) -> bool:
+    """Whether two names are of one model on the hub, or two paths lead to one folder."""
+    if called and Path(called).is_dir() and Path(known).is_dir():
+        return Path(called).resolve() == Path(known).resolve()
+    return called == known
 
 
 def check_same_settings(folder: Path, theirs: PeftConfig, ours: PeftConfig) -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import RobertaConfig
 
 from condlora.errors import BackboneError, ConfigError, NetworkError
 from condlora.models import backbones as module
@@ -110,7 +112,12 @@ def test_hub_is_asked_for_the_pinned_revision_and_offline_is_said(monkeypatch):
         asked.update(settings, place=place)
         raise OSError("We couldn't connect")
 
+    def config(place, *, revision, trust_remote_code):
+        assert (place, revision) == (cfg.model, cfg.revision) and trust_remote_code is False
+        return RobertaConfig()
+
     monkeypatch.setattr(module.AutoModelForSequenceClassification, "from_pretrained", offline)
+    monkeypatch.setattr(module.AutoConfig, "from_pretrained", config)
     cfg = shipped("roberta-base")
     with pytest.raises(NetworkError, match="go online once, or use backbone=minilm"):
         load_backbone(cfg, num_labels=2)
@@ -146,6 +153,54 @@ def test_recipe_follows_the_content_of_a_backbones_folder(folder, tiny_cells):
     path = folder / "model.safetensors"
     save_file({name: t + 1 for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
     assert digest() != before
+
+
+def digest_of(tiny_cells, path, *more):
+    (cfg,) = tiny_cells("task=rte", "backbone=folder", f"backbone.path='{path}'", *more)
+    return recipe_hash(recipe(cfg))
+
+
+@pytest.mark.parametrize("way", ["{}/", "{}/.", "{}/../{name}", "relative", "link", "copy", "{}//"])
+def test_one_folder_has_one_recipe_however_its_path_is_written(
+    folder, tiny_cells, tmp_path_factory, monkeypatch, way
+):
+    expected = digest_of(tiny_cells, folder)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "m"
+    path = way.format(folder, name=folder.name)
+    if way == "relative":
+        monkeypatch.chdir(folder.parent)
+        path = folder.name
+    elif way == "link":
+        path = elsewhere
+        elsewhere.symlink_to(folder)
+    elif way == "copy":
+        path = shutil.copytree(folder, elsewhere)
+    assert digest_of(tiny_cells, path) == expected
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".cache/huggingface/model.metadata", ".git/HEAD"])
+def test_hidden_files_in_a_folder_change_no_recipe(folder, tiny_cells, name):
+    expected = digest_of(tiny_cells, folder)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("x")
+    assert digest_of(tiny_cells, folder) == expected
+
+
+def test_a_folders_own_name_is_part_of_the_recipe_and_its_path_is_not(folder, tiny_cells):
+    named = digest_of(tiny_cells, folder, "backbone.name=mine")
+    assert named != digest_of(tiny_cells, folder)
+    assert named == digest_of(tiny_cells, f"{folder}/", "backbone.name=mine")
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/."])
+def test_a_record_names_a_folder_by_its_last_part(tiny, tmp_path, ending):
+    """So that a run that was interrupted goes on, and RoBERTa-base is recognised, whatever the path."""
+    tiny.model.bert.save_pretrained(tmp_path / "roberta-base")
+    tiny.tokenizer.save_pretrained(tmp_path / "roberta-base")
+    cfg = OmegaConf.load(ROOT / "configs/backbone/folder.yaml")
+    cfg = OmegaConf.create({"backbone": cfg})
+    cfg.backbone.path = f"{tmp_path}/roberta-base{ending}"
+    assert load_backbone(cfg.backbone, num_labels=2).description["name"] == "roberta-base"
 
 
 def test_a_folder_that_changed_is_loaded_anew_in_the_same_process(folder):
