@@ -83,7 +83,7 @@ SETTINGS = [
     ("adapter.config.colour=red", "Unknown setting"),
     ("+backbone.revision=main", "expected the 40 digits of a commit, as a branch or a tag moves"),
     ("+data.revision=e2da8e2", "expected the 40 digits of a commit"),
-    ("+backbone.weights_sha256=beef", "The weights of mine are not those that backbone.weights_sha256 names"),
+    ("+backbone.weights_sha256=beef", "not that of backbone.weights_sha256: fetch them again"),
     ("+adapter.config.colour=red", "adapter=lora is not accepted"),
 ]  # fmt: skip
 CONDLORA = [
@@ -193,11 +193,11 @@ def weight(change):
 BACKBONE = {
     "no weights": (unlink("model.safetensors"), "No sequence classifier could be loaded"),
     "no config": (unlink("config.json"), "holds no config.json"),
-    "no tokenizer": (no_tokenizer, "No tokenizer could be loaded"),
+    "no tokenizer": (no_tokenizer, "The tokenizer of mine knows .* of the model.s .* tokens"),
     "truncated weights": (truncate("model.safetensors"), "weights in .* cannot be read"),
     "truncated config": (truncate("config.json"), "could be loaded"),
     "truncated tokenizer": (truncate("tokenizer.json"), "tokenizer"),
-    "pickled weights": (pickled, "needs config.json and model.safetensors"),
+    "pickled weights": (pickled, "needs that file and model.safetensors"),
     "another width": (config(hidden_size=32), "could be loaded|cannot be read"),
     "unknown architecture": (config(model_type="martian"), "could be loaded"),
     "a weight of another shape": (
