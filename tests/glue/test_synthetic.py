@@ -9,7 +9,8 @@ from functools import cache
 import datasets
 import pytest
 
-from condlora.glue.synthetic import BAD, GOOD, NAMES, TASKS, generate
+from condlora.glue.synthetic import TASKS, generate
+from condlora.glue.synthetic.lexicon import BAD, GOOD, NAMES
 
 COLUMNS = {
     "cola": ("sentence",),
