@@ -25,17 +25,22 @@ from condlora.labels import label_name
 
 Rows = Iterator[tuple[str, dict]]  # where a row stands, in words, and its cells by column
 SPLITS = ("train", "validation", "test")
+STANDARD = "standard"
 
 
 def from_files(data: DictConfig, task: Task) -> datasets.DatasetDict:
-    """The splits of data=files.
+    """The splits of data=files. `data.quoting` is "standard" (the default: cells may be quoted, as spreadsheets do) or
+    "none" (a quotation mark is a character like any other).
 
     Raises:
         DataError: a file is missing, of an unknown kind or malformed, or a row does not fit the task.
     """
+    quoting = data.get("quoting", STANDARD)
+    if quoting not in (STANDARD, "none"):
+        raise DataError(f"Invalid data.quoting={quoting!r}: use {STANDARD} or none.")
     return datasets.DatasetDict(
         {
-            split: _checked(read_rows(Path(data[split]), task), task, str(data[split]))
+            split: _checked(read_rows(Path(data[split]), task, quoting), task, str(data[split]))
             for split in SPLITS
             if data[split] is not None
         }
@@ -94,8 +99,8 @@ def _load(data: DictConfig) -> datasets.DatasetDict:
         ) from error
 
 
-def read_rows(path: Path, task: Task) -> Rows:
-    """The rows of one file, by its ending.
+def read_rows(path: Path, task: Task, quoting: str = STANDARD) -> Rows:
+    """The rows of one file, by its ending. quoting: of csv and tsv, see `from_files`.
 
     Raises:
         DataError: it is missing, a folder, of an unknown kind, empty, not UTF-8 or malformed, or lacks a column.
@@ -112,7 +117,7 @@ def read_rows(path: Path, task: Task) -> Rows:
         raise DataError(f"{path} is of an unknown kind: use {', '.join(readers)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
-    return reader(path, task)
+    return reader(path, task, quoting) if reader is _csv else reader(path, task)
 
 
 def utf8(path: Path) -> str:
@@ -129,13 +134,19 @@ def utf8(path: Path) -> str:
         raise DataError(f"{path}, line {line} is not UTF-8: convert the file.") from None
 
 
-def _csv(path: Path, task: Task) -> Rows:
+def _csv(path: Path, task: Task, quoting: str) -> Rows:
     csv.field_size_limit(
         sys.maxsize
     )  # a text may be longer than the 131,072 characters that csv allows by itself
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    lines = list(io.StringIO(utf8(path), newline=""))
     # Strict, or a quotation mark that is never closed would swallow the rest of the file.
-    reader = csv.reader(io.StringIO(utf8(path), newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(
+        lines,
+        delimiter=separator,
+        strict=True,
+        quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
+    )
     line = 1
     try:
         header = next(reader, None)
@@ -146,6 +157,13 @@ def _csv(path: Path, task: Task) -> Rows:
             raise DataError(f"{path}, line 1 names a column twice: rename one.")
         line = reader.line_num + 1
         for cells in reader:
+            spanned = lines[line - 1 : reader.line_num]
+            if len(spanned) > 1 and all(_is_row(s.split(separator), header, task) for s in spanned):
+                raise DataError(
+                    f"{path}, line {line}: a cell in quotation marks spans {len(spanned)} lines that are rows by "
+                    "themselves. If the file has no quoted cells, add +data.quoting=none; else double the quotation marks "
+                    "inside cells."
+                )
             if cells and len(cells) != len(header):
                 raise DataError(
                     f"{path}, line {line} has {len(cells)} cells for {len(header)} columns: repair the line."
@@ -157,6 +175,17 @@ def _csv(path: Path, task: Task) -> Rows:
         raise DataError(
             f"{path}, line {line} cannot be read ({first_line(error)}): repair its quotation marks."
         ) from None
+
+
+def _is_row(cells: list[str], header: list[str], task: Task) -> bool:
+    """Whether these cells of one line could be a row: as many as columns, and a label of the task among them."""
+    if len(cells) != len(header):
+        return False
+    try:
+        _label(cells[header.index(task.label)].strip("\r\n"), task, "")
+    except DataError:
+        return False
+    return True
 
 
 def _json(path: Path, task: Task) -> Rows:
@@ -215,9 +244,14 @@ def _check_columns(columns, task: Task, place: str) -> None:
     for column in (*task.fields, task.label):
         if column not in columns:
             raise DataError(
-                f"{place}: there is no column {column!r} but {', '.join(map(str, columns))}: set task.fields and "
-                "task.label."
+                f"{place}: there is no column {column!r} but {_listed(columns)}: set task.fields and task.label."
             )
+
+
+def _listed(columns) -> str:
+    """Names of columns; one with characters that cannot be seen, such as a no-break space, is shown as Python writes it."""
+    names = map(str, columns)
+    return ", ".join(n if n == n.strip() and n.isprintable() else ascii(n) for n in names)
 
 
 def _checked(rows: Rows, task: Task, place: str) -> datasets.Dataset:
@@ -256,6 +290,8 @@ def _label(value: object, task: Task, place: str) -> int | float:
                 f"{place}: {task.label!r} is {value!r} and no number: repair or remove the row, or give task.labels."
             )
         return number
+    if value is None:
+        raise DataError(f"{place}: {task.label!r} is missing: give a label or remove the row.")
     names = [label_name(label) for label in task.labels]
     if label_name(value) not in names:
         raise DataError(

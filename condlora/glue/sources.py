@@ -87,7 +87,13 @@ def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
     root = data_folder(data)
     for folder in (root / task.name, root / task.title):
         if (folder / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(folder))
+            saved = datasets.load_from_disk(str(folder))
+            return datasets.DatasetDict(
+                {
+                    name: _with_own_labels(split, task, f"{folder}, split {name}")
+                    for name, split in saved.items()
+                }
+            )
     splits = {"train": "train"} | {
         name: name.replace("validation", "dev") for name in task.test_splits
     }
@@ -96,6 +102,51 @@ def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
             split: _read_tsv(root / task.title / f"{stem}.tsv", task)
             for split, stem in splits.items()
         }
+    )
+
+
+def _with_own_labels(split: datasets.Dataset, task: Task, place: str) -> datasets.Dataset:
+    """A saved split with the task's label indices: classes are matched by name, and labels that are words too.
+
+    Raises:
+        DataError: a class or a word is none of the task's labels.
+    """
+    feature = split.features.get("label")
+    if task.labels is None or feature is None:
+        return split
+    if isinstance(feature, datasets.ClassLabel):
+        if tuple(feature.names) == task.labels:
+            return split
+        names = feature.names
+    elif feature.dtype in ("string", "large_string"):
+        names = None
+    else:
+        return split  # indices: their range is checked with the splits
+    labels = []
+    for row, value in enumerate(split["label"][:], start=1):
+        name = value if names is None else names[value] if 0 <= value < len(names) else "-1"
+        if name in task.labels:
+            labels.append(task.labels.index(name))
+        elif name == "-1":  # GLUE's mark of a hidden label
+            labels.append(-1)
+        else:
+            raise DataError(
+                f"{place}, row {row}: the label is {name!r}, and {task.title} has {', '.join(task.labels)}: name the "
+                "classes so."
+            )
+    features = split.features.copy()
+    features["label"] = datasets.ClassLabel(names=list(task.labels))
+    return (
+        split.remove_columns("label")
+        .add_column("label", labels)
+        .cast(
+            datasets.Features(
+                {
+                    name: features[name]
+                    for name in [*split.remove_columns("label").column_names, "label"]
+                }
+            )
+        )
     )
 
 
@@ -117,11 +168,12 @@ def _read_tsv(path: Path, task: Task) -> datasets.Dataset:
     rows: dict[str, list] = {name: [] for name in (*task.fields, "label")}
     for number, line in enumerate(lines[first:], start=first + 1):
         cells = line.split("\t")
-        if len(cells) < len(header):
-            if task.name in TASKS_WITH_BROKEN_ROWS:
-                continue
+        if len(cells) < len(header) and task.name in TASKS_WITH_BROKEN_ROWS:
+            continue
+        if len(cells) != len(header):
             raise DataError(
-                f"{path}, line {number} has {len(cells)} of {len(header)} columns: repair the line."
+                f"{path}, line {number} has {len(cells)} cells for {len(header)} columns: repair the line, for example a "
+                "tab inside a sentence."
             )
         row = dict(zip(header, cells, strict=False))
         for name, column in zip(task.fields, field_columns, strict=True):

@@ -77,7 +77,7 @@ def make_splits(
             "protocol.validation=test, and data.validation brings another validation set: leave one of them out."
         )
     if validation == "test":
-        return Splits(text["train"], test, test, test_part, len(text["train"]))
+        return _checked(Splits(text["train"], test, test, test_part, len(text["train"])), task)
     if validation != "tenth_of_train":
         raise ConfigError(
             f"Unknown protocol.validation {validation!r}: choose tenth_of_train or test."
@@ -85,7 +85,7 @@ def make_splits(
     if brings_validation:
         whole = text["validation"]
         some = whole.select(range(min(limit or len(whole), len(whole))))
-        return Splits(text["train"], some, test, test_part, len(text["train"]))
+        return _checked(Splits(text["train"], some, test, test_part, len(text["train"])), task)
     # What datasets' shuffle(seed=1) does, without its cache files.
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(text["train"]))
     held_out = round(len(order) * 0.1)
@@ -102,13 +102,33 @@ def make_splits(
         more = text["train"].select(order[held_out:first])
         test = datasets.concatenate_datasets([test, more])
         test_part = [*test_part, *further * [HELD_OUT]]
-    return Splits(
+    splits = Splits(
         train=text["train"].select(order[first:]),
         validation=text["train"].select(order[:held_out][:limit]),
         test=test,
         test_part=test_part,
         source_train_rows=len(order),
     )
+    return _checked(splits, task)
+
+
+def _checked(splits: Splits, task: Task) -> Splits:
+    """The splits, if the headline metric can have a value on validation and there is something to learn.
+
+    Raises:
+        DataError: a split has a single label where a correlation or f1 needs two; or the training split has.
+    """
+    needed = ["train"] + ["validation"] * (task.headline != "accuracy")
+    for name, split in splits.items():
+        if name in needed and len(set(split["label"][:])) < 2:
+            raise DataError(
+                f"The {name} split of {task.name} has {len(split)} rows and a single label, so {task.headline} has no "
+                "value on it: give more rows, or a validation file with several labels."
+                if name == "validation"
+                else f"The {name} split of {task.name} has {len(split)} rows and a single label, so there is nothing "
+                "to learn: give more rows."
+            )
+    return splits
 
 
 def split_sha256(split: datasets.Dataset, task: Task) -> str:

@@ -111,7 +111,7 @@ WRONG = {
     "missing key": ("a.jsonl", '{"title": "a", "body": "b", "stars": "bad"}\n{"title": "a"}', r"a.jsonl, line 2: there is no column 'body'"),
     "unknown label": ("a.csv", GOOD + "c,d,fine\n", r"a.csv, line 3: 'stars' is 'fine', none of task.labels, which are bad, good"),
     "line after a line break in a cell": ("a.csv", GOOD + '"c\nc",d,good\nc,d,fine\n', r"a.csv, line 5: 'stars' is 'fine'"),
-    "label that is not there": ("a.json", '[{"title": "a", "body": "b", "stars": null}]', r"a.json, row 1: 'stars' is None"),
+    "label that is not there": ("a.json", '[{"title": "a", "body": "b", "stars": null}]', r"a.json, row 1: 'stars' is missing"),
     "empty text": ("a.csv", GOOD + "c, ,bad\n", r"a.csv, line 3: 'body' is empty"),
     "text that is none": ("a.jsonl", '{"title": 3, "body": "b", "stars": "bad"}', r"a.jsonl, line 1: 'title' is 3 and no text"),
     "not UTF-8": ("a.csv", b"title,body,stars\na,b,good\ncaf\xe9,d,bad\n", r"a.csv, line 3 is not UTF-8"),
