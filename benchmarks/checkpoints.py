@@ -23,7 +23,8 @@ from condlora import CondLoraConfig
 from condlora.models.adapters import save_adapter
 from condlora.paths import CONFIGS
 from condlora.runs.lease import Claim
-from condlora.training.checkpoints import Checkpoints, Progress, Training
+from condlora.training.checkpoints import Checkpoints
+from condlora.training.state import Progress, Training
 
 METHODS = {"lora": LoraConfig, "condlora": CondLoraConfig}
 
@@ -71,7 +72,8 @@ def at_the_first_step(cfg: DictConfig, method: type, device: torch.device) -> Tr
     model = get_peft_model(RobertaForSequenceClassification(shape), adapter).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     schedule = get_constant_schedule(optimizer)
-    training = Training(model, optimizer, schedule, Accelerator().scaler, Progress(step=1, best_step=1))  # fmt: skip
+    progress = Progress(step=1, best_step=1)
+    training = Training(model, optimizer, schedule, Accelerator(), 1.0, progress)
     take_step(training, device)
     return training
 

@@ -17,7 +17,7 @@ from benchmarks.workload import FLEET, SEED, cell, data_of
 from condlora.grid.cells import compose_cells, compose_common
 from condlora.models.backbones import load_backbone
 from condlora.training.evaluation import collator
-from condlora.training.run import initialise, num_labels, streams
+from condlora.training.setup import initialise, num_labels, streams
 
 
 def wait_for(device: torch.device) -> None:

@@ -9,12 +9,16 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -40,18 +44,18 @@ from condlora.glue.batches import ShuffledEachEpoch, training_batches
 from condlora.glue.prepare import Data
 from condlora.models.backbones import Backbone, load_backbone
 from condlora.runs.environment import PeakMemory
+from condlora.training.compatibility import compatible, find_kinds
 from condlora.training.device import choose_attention, make_accelerator
 from condlora.training.evaluation import collator
-from condlora.training.joint import Fleet, Request
-from condlora.training.run import (
-    end_step,
-    gradients,
+from condlora.training.setup import (
     initialise,
     num_labels,
     prepare_training,
     streams,
     with_targets,
 )
+from condlora.training.state import Training
+from condlora.training.step import step
 
 
 def training(cfg: DictConfig) -> pd.DataFrame:
@@ -166,22 +170,37 @@ def with_our_loop(
         batches = training_batches(
             data.train, collator(cfg, data), batch_size=cfg.protocol.batch_size, seed=seed
         )
-        members.append(prepare_training(cfg, model, batches, clock.steps + 1, accelerator))
-    fleet, trainings = Fleet(gradients), [training for training, _ in members]
+        members.append(Timed(*prepare_training(cfg, model, batches, clock.steps + 1, accelerator)))
     if variant == COMPILED:
         torch.compiler.reset()  # forget what the previous turn compiled
-        trainings[0].model.compile(dynamic=True)
-    limit = cfg.protocol.max_grad_norm
+        members[0].training.model.compile(dynamic=True)
+    find_kinds(members)
     clock.begin()
-    for batches in islice(zip(*(batches for _, batches in members), strict=True), clock.steps + 1):
-        asked = {
-            i: Request(trainings[i], with_targets(batch, data), accelerator, limit)
-            for i, batch in enumerate(batches)
-        }
-        for i, loss in fleet.answers(asked):
-            end_step(trainings[i], len(batches[i]["labels"]), loss, accelerator)
+    for batches in islice(zip(*(m.batches for m in members), strict=True), clock.steps + 1):
+        for member, batch in zip(members, batches, strict=True):
+            member.batch = with_targets(batch, data)
+        for group in compatible(members):
+            for member, loss in step(group):
+                member.training.progress.count(len(member.batch["labels"]), loss)
         clock.tick()
     accelerator.free_memory()
+
+
+@dataclass
+class Timed:
+    """A member of the steps that are timed, in place of a run; its errors are raised."""
+
+    training: Training
+    batches: DataLoader
+    batch: dict | None = None
+    kind: Hashable = None
+    is_active: bool = True
+
+    def guard(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def fail(self, error: Exception) -> None:
+        raise error
 
 
 def with_trainer(

@@ -1,9 +1,9 @@
-"""One run over several processes, as `accelerate launch` starts them: each computes a share of every batch.
+"""One run on several processes, as `accelerate launch` starts them: each computes a share of every batch.
 
-Gradients are summed over the processes, a few MiB a step, so all take the same steps, keep the same checkpoint, stop at
-the same step and hold the same weights: those of one process but for rounding and dropout's draws. The first writes the
-run's folder. Each other writes the same files to a folder of its own, which is removed, and goes on from the first's
-checkpoint where the run was begun before.
+Gradients are summed over the processes, a few MiB a step, so all processes take the same steps, stop at the same step
+and hold the same weights: those of one process except for rounding and the draws of dropout. The first process writes
+the run's folder. Every other one writes the same files to a temporary folder; it resumes from the first process's
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from condlora.runs.record import read_record, run_folder
 
 
 def processes() -> int:
-    """How many do this run; 1 without a launcher."""
+    """The number of processes of this run; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def own_rows(size: int) -> torch.Tensor:
-    """The rows of a batch that are this process's share; none of a batch smaller than the processes are many."""
+    """The rows of a batch that this process computes; possibly none, if the batch is smaller than `processes()`."""
     return torch.arange(size).tensor_split(processes())[rank()]
 
 
 def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
-    """Sum gradients, in place, and losses over the processes; the loss comes back. All in one message, in float32."""
+    """Sum gradients, in place, and losses over the processes, in one float32 message; returns the loss."""
     if processes() == 1:
         return loss
     parameters = list(parameters)
     for parameter in parameters:
-        if parameter.grad is None:  # no row was this process's
+        if parameter.grad is None:  # this process had no row
             parameter.grad = torch.zeros_like(parameter)
     message = torch.cat([loss.view(1), *(p.grad.float().flatten() for p in parameters)])
     torch.distributed.all_reduce(message)
@@ -55,8 +55,14 @@ def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor) -
     return loss.squeeze(0)
 
 
-def asked_of_any(signal: int | None, device: torch.device) -> int | None:
-    """The signal that any of the processes was sent, so that all end at one step."""
+def seed_dropout(seed: int, step: int) -> None:
+    """Give each of several processes its own draws of dropout for its rows, from a step on."""
+    if processes() > 1:
+        torch.manual_seed(seed + rank() + processes() * step)
+
+
+def signal_of_any(signal: int | None, device: torch.device) -> int | None:
+    """The signal that any of the processes received, so that all end at the same step."""
     if processes() == 1:
         return signal
     number = torch.tensor(signal or 0, device=device)
@@ -65,10 +71,10 @@ def asked_of_any(signal: int | None, device: torch.device) -> int | None:
 
 
 @contextlib.contextmanager
-def beside_the_first(cfg: DictConfig, digest: str) -> Iterator[DictConfig]:
-    """For another process than the first: the run's config with a folder of its own, which holds the first's checkpoints.
+def with_own_folder(cfg: DictConfig, digest: str) -> Iterator[DictConfig]:
+    """The run's config with a temporary folder, for every process but the first; it holds copies of the checkpoints.
 
-    digest: of the run's recipe; checkpoints of another are not the run's.
+    digest: of the run's recipe; checkpoints of another recipe are not copied.
     """
     own = copy.deepcopy(cfg)
     OmegaConf.set_readonly(own, False)

@@ -1,10 +1,8 @@
-"""Predictions and scores of an adapted model, in training and of a saved adapter."""
+"""Predictions and scores of a model in training and of the adapter that a run has kept."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import statistics
 import time
 from pathlib import Path
 
@@ -16,19 +14,26 @@ from accelerate.utils import send_to_device
 from omegaconf import DictConfig
 from peft import PeftModel
 
-from condlora.errors import ConfigError, DeviceError, DivergedError
+from condlora.errors import (
+    ConfigError,
+    DeviceError,
+    DivergedError,
+    RunFolderError,
+    UndefinedScore,
+)
 from condlora.files import write_atomically
 from condlora.glue.batches import Collate, Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
 from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
-from condlora.models import methods
 from condlora.models.adapters import base_for, load_adapter
 from condlora.models.backbones import Backbone
 from condlora.models.packing import leave_padded, pack
+from condlora.training.state import Progress
 
-TIMED_ROUNDS = 7  # odd, so that the median is one of them
-TIMED_EXAMPLES = 32
+ROUNDING = (
+    0.01  # by which a score may move when a run is resumed with another evaluation batch size
+)
 
 
 @torch.inference_mode()
@@ -38,7 +43,7 @@ def predict(
     """Predictions (n,) in the split's order: int64 labels, or float64 scores in the targets' own scale.
 
     Raises:
-        DivergedError: an output is NaN or infinite, of which argmax would make a label.
+        DivergedError: an output is NaN or infinite, which argmax would turn into a label.
         DeviceError: a batch does not fit into the device's memory.
     """
     model = accelerator.unwrap_model(model).eval()
@@ -50,8 +55,8 @@ def predict(
         with contextlib.suppress(torch.OutOfMemoryError), accelerator.autocast():
             outputs.append(model(**inputs).logits.float())
             continue
-        raise DeviceError(  # here, as an error that came of the other would hold on to the memory
-            f"An evaluation's batch of {size} examples does not fit into the device's memory: set "
+        raise DeviceError(  # outside, so that the error does not hold on to the memory
+            f"An evaluation batch of {size} examples does not fit into the device's memory: set "
             f"runtime.evaluation_batch_size={max(1, size // 2)} and run the same command again."
         )
     logits = torch.cat(outputs).cpu()
@@ -66,14 +71,14 @@ def predict(
 
 
 def batch_size(cfg: DictConfig, device: torch.device) -> int:
-    """Examples of an evaluation's batch: `runtime.evaluation_batch_size`, or for "auto" more on a GPU than on a CPU."""
+    """Examples in an evaluation batch: `runtime.evaluation_batch_size`; "auto" is 64 on a CPU and 512 on a GPU."""
     if cfg.runtime.evaluation_batch_size != "auto":
         return cfg.runtime.evaluation_batch_size
     return 64 if device.type == "cpu" else 512
 
 
 def inputs_of(batch: dict, accelerator: Accelerator) -> dict:
-    """What the model takes of a batch, on the run's device."""
+    """The model's inputs in a batch, on the run's device."""
     inputs = {name: values for name, values in batch.items() if name != "labels"}
     return send_to_device(inputs, accelerator.device, non_blocking=True)
 
@@ -84,10 +89,10 @@ def collator(cfg: DictConfig, data: Data) -> Collate:
 
 
 def fit_to_batches(model: torch.nn.Module, cfg: DictConfig) -> torch.nn.Module:
-    """The model, which takes the batches of the run's `collator` from now on; "auto" packs where the model can.
+    """Prepare the model, in place, for the batches of the run's `collator`; "auto" packs if the model supports it.
 
     Raises:
-        ConfigError: it cannot, and packed batches were asked for.
+        ConfigError: runtime.padding=packed, and the model does not support it.
     """
     if cfg.runtime.padding not in ("auto", "packed"):
         return model
@@ -100,7 +105,7 @@ def fit_to_batches(model: torch.nn.Module, cfg: DictConfig) -> torch.nn.Module:
 
 
 def metric_of(cfg: DictConfig, task: Task) -> GlueMetric:
-    """The task's metrics; `protocol.undefined_score`, where a protocol has it, stands for a score without a value."""
+    """The task's metrics; `protocol.undefined_score`, if the protocol has it, replaces a score without a value."""
     return GlueMetric(task, cfg.protocol.get("undefined_score"))
 
 
@@ -110,10 +115,44 @@ def score(cfg: DictConfig, task: Task, predictions: np.ndarray, split: Encoded) 
     return metric_of(cfg, task).compute(predictions=predictions, references=labels)
 
 
+def test_kept(
+    cfg: DictConfig,
+    data: Data,
+    backbone: Backbone,
+    accelerator: Accelerator,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """Scores of the adapter that the run has kept, on validation and test.
+
+    Raises:
+        UndefinedScore: no evaluation gave the headline metric a value, so none was kept; or a metric has no value.
+        RunFolderError: its scores on validation differ from those during training.
+    """
+    if progress.best_step == 0:
+        raise UndefinedScore(
+            f"{data.task.headline} was undefined at every evaluation of {cfg.task.name}, as the model predicts a single "
+            "class: train longer (protocol.max_steps, protocol.epochs) or change protocol.learning_rate."
+        )
+    started = time.perf_counter()
+    scores = test_saved(cfg, data, backbone, accelerator, folder)
+    seen = next((row for row in progress.curve if row["step"] == progress.best_step), {})
+    is_same_batch = progress.best_batch_size in (None, batch_size(cfg, accelerator.device))
+    for metric in scores["validation"].keys() & seen.keys():
+        value = seen[metric]
+        if abs(scores["validation"][metric] - value) > (0 if is_same_batch else ROUNDING):
+            raise RunFolderError(
+                f"The saved adapter in {folder} has {scores['validation'][metric]} {metric} on validation where training "
+                f"measured {value}: do not use this run, and report it with its config."
+            )
+    progress.evaluation_seconds += time.perf_counter() - started
+    return scores
+
+
 def test_saved(
     cfg: DictConfig, data: Data, backbone: Backbone, accelerator: Accelerator, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Score the adapter saved in a run folder, loaded afresh, on validation and test; write its predictions.
+    """Load the adapter in a run folder, score it on validation and test, and write its predictions.
 
     Raises:
         UndefinedScore: a metric has no value for these predictions.
@@ -133,41 +172,11 @@ def test_saved(
     return scores
 
 
-@torch.inference_mode()
-def merged_speed(
-    cfg: DictConfig, data: Data, backbone: Backbone, accelerator: Accelerator, folder: Path
-) -> float | None:
-    """How fast the saved adapter answers once merged, over the backbone alone: 1 where merging costs nothing.
-
-    None for a method that cannot be merged, see `condlora.models.methods.merged`.
-
-    Both answer the first TIMED_EXAMPLES of the test set by turns; the median over TIMED_ROUNDS turns, which a
-    machine that slows down in between leaves where it is.
-    """
-    alone = copy.deepcopy(backbone.model).to(accelerator.device)
-    base = base_for(backbone, cfg.adapter)
-    adapted = load_adapter(base, folder / "adapter").to(accelerator.device)
-    merged = methods.merged(adapted)
-    if merged is None:
-        return None
-    first = range(min(TIMED_EXAMPLES, len(data.test)))
-    inputs = inputs_of(collator(cfg, data)(data.test, first), accelerator)
-    for model in (alone, merged):
-        fit_to_batches(model, cfg)
-
-    def seconds(model: torch.nn.Module) -> float:
-        started = time.perf_counter()
-        with accelerator.autocast():
-            model(**inputs).logits.cpu()  # waits for the device
-        return time.perf_counter() - started
-
-    seconds(alone), seconds(merged)  # the first call of each pays for what later ones find
-    return statistics.median(seconds(alone) / seconds(merged) for _ in range(TIMED_ROUNDS))
-
-
 def scores_by_part(metric: GlueMetric, table: pd.DataFrame) -> dict[str, float]:
-    """The scores of each part of the test set: of MNLI `accuracy_matched` and `accuracy_mismatched`, with further test rows
-    from the training set `accuracy_held_out` and `accuracy_validation`; none where the test set has one part.
+    """The scores on each part of the test set, and none if it has one part.
+
+    MNLI has `accuracy_matched` and `accuracy_mismatched`; with further test rows from the training set there are
+    `accuracy_held_out` and `accuracy_validation`.
 
     Raises:
         UndefinedScore: a metric has no value on a part.

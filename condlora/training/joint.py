@@ -1,282 +1,68 @@
-"""Several runs trained as one fleet: one pass over the frozen backbone makes the gradients of all of them.
+"""Gradients of several runs from one forward and one backward pass over their common frozen backbone.
 
-Each run is the plain loop of `condlora.training.run`, which hands out a batch by `yield` and goes on when it is given the
-batch's loss, a step having been taken. `drive` collects the batches of all runs, and where runs fit together their
-gradients come from one forward and one backward pass: the rows of all batches go through the first run's model, whose
-frozen layers are equal in all, and at each layer that a run trains every run's own takes its rows, low-rank updates
-and heads as batched products. Their optimizers' steps are one as well (`condlora.training.optimizer`). Everything else
-(schedule, evaluation, choice of the best, stopping, checkpoints, record) is each run's own and knows nothing of the
-others, so a run may end, fail or join at any step. Evaluation is not joint, as a run alone may have batches as large
-as the device likes.
+The rows of all batches go through the first run's model, whose frozen layers are equal in all runs. At each layer that
+the runs train, every run's own layer takes its rows: low-rank updates and heads are computed as batched products.
+Which runs can share a pass is decided in `condlora.training.compatibility`; their optimizers can share a step too
+(`condlora.training.optimizer`). Evaluation is not joint, as its batches are limited by the device alone.
 
-What a run computes is the same but for rounding, and for dropout, whose draws come from one stream for the fleet. So
-the bits of a run depend on its companions; a fleet that is killed goes on to the bits it would have had, unless the
-kill fell between the checkpoints of two of its runs.
+A run computes the same numbers as alone except for rounding, and for dropout, which is drawn from one stream for all
+runs. So the bits of a run depend on the runs it is trained with. Runs that are killed together resume to the bits that
+they would have had, unless the kill fell between the checkpoints of two of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils import ModulesToSaveWrapper
 
-from condlora.errors import DeviceError, Interrupted
-from condlora.training.bars import say
-from condlora.training.checkpoints import Training
-from condlora.training.optimizer import can_step_together, step_together
+from condlora.training.state import Training
 from condlora.tuner.layer import Linear as CondLoraLinear
 from condlora.tuner.methods.base import Method
-from condlora.tuner.methods.cond_adalora import CondAdaLora
 
 ADAPTER = "default"
 LowRank = LoraLinear | CondLoraLinear
 
 
-@dataclass(frozen=True)
-class Request:
-    """A batch, padded and on the device, on which a run wants its optimizer's step, gradients clipped to that norm."""
+def joint_gradients(trainings: Sequence[Training], batches: Sequence[dict]) -> list[torch.Tensor]:
+    """Add the gradients of each run's mean loss in one pass; returns the losses, detached float32 scalars.
 
-    training: Training
-    batch: dict[str, torch.Tensor]
-    accelerator: Accelerator
-    max_grad_norm: float
-
-
-Gradients = Callable[[Request], torch.Tensor]
-
-
-def drive(runs: Sequence[Generator[Request, torch.Tensor, Any]], gradients: Gradients) -> list[Any]:
-    """Advance all runs to their end; what each returned, or the exception it ended with, in their order.
-
-    gradients: for a batch that is alone; the loss comes back.
-
-    Raises:
-        Interrupted: a run was; all the others have been given the time to write their checkpoints.
-    """
-    outcomes: dict[int, Any] = {}
-    waiting: dict[int, Request] = {}
-
-    def advance(index: int, resume: Callable[[], Request]) -> None:
-        try:
-            waiting[index] = resume()
-        except StopIteration as end:
-            outcomes[index] = end.value
-        except (Exception, Interrupted) as error:
-            outcomes[index] = error
-
-    for index, run in enumerate(runs):
-        advance(index, partial(next, run))
-    fleet = Fleet(gradients)
-    while waiting:
-        asked, waiting = waiting, {}
-        for index, answer in fleet.answers(asked):
-            way = runs[index].throw if isinstance(answer, Exception) else runs[index].send
-            advance(index, partial(way, answer))
-    ended = [outcomes[index] for index in range(len(runs))]
-    for outcome in ended:
-        if isinstance(outcome, Interrupted):
-            raise outcome
-    return ended
-
-
-class Fleet:
-    """Which of the runs that wait go through the backbone together. `most`: fewer once memory was short."""
-
-    def __init__(self, gradients: Gradients):
-        self.gradients = gradients
-        self.most: int | None = None
-        self.groups: dict[int, Hashable] = {}
-        self.first: dict[Hashable, list[PeftModel]] = {}  # of each kind, a model for each backbone
-
-    def answers(self, asked: dict[int, Request]) -> Iterator[tuple[int, torch.Tensor | Exception]]:
-        """The loss for each request, or the error that kept it or the step from being taken."""
-        groups: dict[Hashable, list[int]] = {}
-        for index, request in asked.items():
-            groups.setdefault(self._group(index, request), []).append(index)
-        for group in groups.values():
-            yield from self._answer(group, asked)
-
-    def _group(self, index: int, request: Request) -> Hashable:
-        if index not in self.groups:
-            model = request.accelerator.unwrap_model(request.training.model)
-            self.groups[index] = self._place(model) or ("alone", index)
-        return self.groups[index], len(request.batch["labels"])
-
-    def _place(self, model: PeftModel) -> Hashable | None:
-        own = kind(model)
-        if own is None:
-            return None
-        known = self.first.setdefault(own, [])
-        for number, other in enumerate(known):
-            if share_frozen(other, model):
-                return own, number
-        known.append(model)
-        return own, len(known) - 1
-
-    def _answer(self, group: list[int], asked: dict[int, Request]):
-        size = min(len(group), self.most or len(group))
-        for start in range(0, len(group), size):
-            part = group[start : start + size]
-            requests = [asked[index] for index in part]
-            try:
-                losses = self._gradients(requests)
-            except Exception as error:
-                outcomes = [error] * len(part)
-            else:
-                if losses is None:
-                    self.most = len(part) // 2
-                    say(f"out of memory: at most {self.most} runs are trained together from now on")
-                    yield from self._answer(group[start:], asked)
-                    return
-                errors = take_step(requests)
-                outcomes = [error or loss for error, loss in zip(errors, losses, strict=True)]
-            yield from zip(part, outcomes, strict=True)
-
-    def _gradients(self, requests: list[Request]) -> list[torch.Tensor] | None:
-        """Add the gradients of all; the losses, or None where memory is short for so many together."""
-        if len(requests) == 1:
-            return [self.gradients(requests[0])]
-        try:
-            return joint_gradients(requests)
-        except torch.OutOfMemoryError:
-            pass  # what it holds of the failed pass goes with it, before the next is tried
-        for request in requests:
-            request.training.optimizer.zero_grad()
-        return None
-
-
-def take_step(requests: list[Request]) -> list[Exception | None]:
-    """Clip the gradients and take the optimizer's step of each run, of several as one where all can.
-
-    Comes back what kept a run's step from being taken, or None. A step cannot be tried again, as a part of it may be done.
-    """
-    if len(requests) == 1 or not all(can_step_together(r.training) for r in requests):
-        return [_error_in(_take_own_step, request) for request in requests]
-    return len(requests) * [_error_in(_take_joint_step, requests)]
-
-
-def _take_own_step(request: Request) -> None:
-    trainable = request.training.trainable.values()
-    request.accelerator.clip_grad_norm_(trainable, request.max_grad_norm)
-    request.training.optimizer.step()
-
-
-def _take_joint_step(requests: list[Request]) -> None:
-    step_together([r.training for r in requests], [r.max_grad_norm for r in requests])
-
-
-def _error_in(step: Callable[[Any], None], argument: Any) -> Exception | None:
-    try:
-        step(argument)
-    except torch.OutOfMemoryError:
-        return DeviceError(
-            "The optimizer's step does not fit into the device's memory: set runtime.fleet to fewer runs, or choose an "
-            "adapter that trains fewer parameters."
-        )
-    except Exception as error:
-        return error
-    return None
-
-
-def share_frozen(model: PeftModel, other: PeftModel) -> bool:
-    """Let the other model hold the backbone's parameters of the first, if they are equal; whether they are."""
-    mine, theirs = dict(of_backbone(model)), dict(of_backbone(other))
-    if not all(torch.equal(parameter, mine[name]) for name, parameter in theirs.items()):
-        return False
-    for name in theirs:
-        owner, _, own = name.rpartition(".")
-        setattr(other.get_submodule(owner), own, mine[name])
-    return True
-
-
-def of_backbone(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The parameters that are neither an adapter's nor of a head, by name."""
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if not {"modules_to_save", "original_module"}.intersection(parts) and not any(
-            part.startswith(("lora_", "condlora_")) for part in parts
-        ):
-            yield name, parameter
-
-
-def kind(model: PeftModel) -> Hashable | None:
-    """What models must have in common to be trained together; None for one that can only be alone.
-
-    Those can that train low-rank updates of linear layers, a dropout before them or none, and a head without buffers, and
-    nothing else.
-    """
-    config = model.peft_config[ADAPTER]
-    if config.is_prompt_learning or getattr(model, "base_weights", []):
-        return None
-    layers = []
-    for path, module in model.named_modules():
-        if isinstance(module, LowRank):
-            if not is_plain(module):
-                return None
-            dropout = getattr(module.lora_dropout[ADAPTER], "p", 0.0)
-            layers.append((path, module.r[ADAPTER], dropout))
-        elif isinstance(module, ModulesToSaveWrapper):
-            if any(True for _ in module.buffers()):  # which those of one run would stand in for
-                return None
-            layers.append((path, "head"))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if not all(any(name.startswith(f"{path}.") for path, *_ in layers) for name in trained):
-        return None
-    return (type(model.get_base_model()), model.config.num_labels, tuple(layers))
-
-
-def is_plain(layer: LowRank) -> bool:
-    """Whether the layer adds scaling B A to its frozen weight, and no more."""
-    if type(layer) is LoraLinear:
-        return not layer.lora_variant and not layer.lora_bias[ADAPTER]
-    return (
-        type(layer) is CondLoraLinear
-        and not layer.use_dora[ADAPTER]
-        and not layer.method[ADAPTER].is_nested
-        and not isinstance(layer.method[ADAPTER], CondAdaLora)  # it adds to the loss
-    )
-
-
-def joint_gradients(requests: list[Request]) -> list[torch.Tensor]:
-    """Add the gradients of each request's mean loss in one pass; returns the losses, detached, float32.
-
-    The requests are of one `kind` and have batches of one size.
+    The runs must be compatible and their batches of one size.
     """
     models = []
-    for request in requests:
-        request.training.model.train()
-        models.append(request.accelerator.unwrap_model(request.training.model))
-    inputs = joined([request.batch for request in requests], models[0].config.pad_token_id)
+    for training in trainings:
+        training.model.train()
+        models.append(training.unwrapped)
+    inputs = joined(batches, models[0].config.pad_token_id)
     leaves = Leaves()
     with together(models, leaves):
-        logits = requests[0].training.model(**inputs).logits
+        logits = trainings[0].model(**inputs).logits
     losses = [
-        loss_of(own, request.batch["labels"])
-        for own, request in zip(logits.chunk(len(requests)), requests, strict=True)
+        loss_of(own, batch["labels"])
+        for own, batch in zip(logits.chunk(len(batches)), batches, strict=True)
     ]
     scaled = [
-        request.accelerator.scaler.scale(loss) if request.accelerator.scaler else loss
-        for request, loss in zip(requests, losses, strict=True)
+        training.scaler.scale(loss) if training.scaler else loss
+        for training, loss in zip(trainings, losses, strict=True)
     ]
     torch.stack(scaled).sum().backward()
     leaves.hand_back()
     return [loss.detach().float() for loss in losses]
 
 
-def joined(batches: list[dict], pad: int) -> dict:
-    """The inputs of all batches as one, each (n, L) padded on the right to the longest; without labels.
+def joined(batches: Sequence[dict], pad: int) -> dict:
+    """The inputs of all batches as one batch without labels, each (n, L) padded on the right to the longest L.
 
-    With packed batches (`condlora.models.packing`) comes how many they are, as each run's tokens are kept apart.
+    Packed batches (`condlora.models.packing`) also give their number as `members`, so that the tokens of each run stay
+    apart.
     """
     length = max(batch["input_ids"].shape[1] for batch in batches)
 
@@ -297,23 +83,23 @@ def joined(batches: list[dict], pad: int) -> dict:
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What transformers' classifiers compute: mean squared error for one output and numbers, else cross-entropy."""
+    """The loss of transformers' classifiers: mean squared error for float labels (n,), else cross-entropy."""
     if labels.is_floating_point():
         return F.mse_loss(logits.squeeze(-1), labels)
     return F.cross_entropy(logits, labels)
 
 
 class Leaves:
-    """Tensors of several runs as one, (runs, ...), which the joint pass has gradients of in their place.
+    """Stacks (runs, ...) of the runs' tensors; the joint pass computes gradients of these leaves.
 
-    Else each run's own tensors would have them, by a copy or, where layers share a tensor, a sum for each.
+    Gradients of the runs' own tensors would cost a copy for each, and a sum for each layer that shares a tensor.
     """
 
     def __init__(self):
         self.found: dict[tuple[int, ...], tuple[list[torch.Tensor], torch.Tensor]] = {}
 
     def stack(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """The same each time it is asked for."""
+        """The stack of these tensors; the same leaf at each call."""
         key = tuple(map(id, tensors))
         if key not in self.found:
             stacked = torch.stack([tensor.detach() for tensor in tensors])
@@ -322,7 +108,7 @@ class Leaves:
         return self.found[key][1]
 
     def hand_back(self) -> None:
-        """Add to each run's tensors their part of the gradients."""
+        """Add its part of the gradients to each run's own tensors."""
         for tensors, stacked in self.found.values():
             if stacked.grad is None:
                 continue
@@ -333,7 +119,8 @@ class Leaves:
 
 @contextmanager
 def together(models: list[PeftModel], leaves: Leaves) -> Iterator[None]:
-    """Within it the first model takes the rows of all, in equal shares, and each row goes through its model's layers."""
+    """In this context the first model takes the rows of all models, in equal shares, and applies to each row the trained
+    layers of the row's own model."""
     names = [
         path
         for path, module in models[0].named_modules()
@@ -353,7 +140,7 @@ def together(models: list[PeftModel], leaves: Leaves) -> Iterator[None]:
 def heads(
     wrappers: list[ModulesToSaveWrapper], leaves: Leaves, x: torch.Tensor, *args, **kwargs
 ) -> torch.Tensor:
-    """Every model's own head on its rows, each of a head's products being one batched product of all."""
+    """Apply every model's own head to its rows; each product in a head is one batched product over the models."""
     own = [wrapper.modules_to_save[ADAPTER] for wrapper in wrappers]
     names = [name for name, _ in own[0].named_parameters()]
     stacked = {name: leaves.stack([head.get_parameter(name) for head in own]) for name in names}
@@ -366,7 +153,7 @@ def heads(
 
 
 def low_rank(layers: list[LowRank], leaves: Leaves, x: torch.Tensor) -> torch.Tensor:
-    """The frozen layer on all rows, and every model's own update on its rows as one batched product."""
+    """Apply the frozen layer to all rows and every model's own update to its rows, as one batched product."""
     result = layers[0].base_layer(x)
     A, B = factors(layers, leaves)
     x = layers[0].lora_dropout[ADAPTER](x.to(A.dtype))
@@ -378,23 +165,23 @@ def low_rank(layers: list[LowRank], leaves: Leaves, x: torch.Tensor) -> torch.Te
 def factors(layers: list[LowRank], leaves: Leaves) -> tuple[torch.Tensor, torch.Tensor]:
     """A (models, r, in) and scaling times B (models, out, r) of one layer in every model.
 
-    Those of neighbours that make them by the same method are made in one product.
+    Adjacent models with the same method generate theirs in one product.
     """
     all_A, all_B = [], []
-    for (method, scaling), group in groupby(layers, key=_making):
+    for (method, scaling), group in groupby(layers, key=_generator):
         own = list(group)
         if method is None:
             A = leaves.stack([layer.lora_A[ADAPTER].weight for layer in own])
             B = leaves.stack([layer.lora_B[ADAPTER].weight for layer in own])
         else:
-            A, B = made_together(own, leaves)
+            A, B = generated_together(own, leaves)
         all_A.append(A)
         all_B.append(scaling * B)
     return torch.cat(all_A), torch.cat(all_B)
 
 
-def _making(layer: LowRank) -> tuple[Method | None, float]:
-    """What makes the layer's A and B, whatever the seed (None where they are trained themselves), and the scaling."""
+def _generator(layer: LowRank) -> tuple[Method | None, float]:
+    """The method that generates the layer's A and B, without its seed (None where they are trained), and the scaling."""
     scaling = layer.scaling[ADAPTER]
     if isinstance(layer, LoraLinear):
         return None, scaling
@@ -402,10 +189,10 @@ def _making(layer: LowRank) -> tuple[Method | None, float]:
     return (method if method.seed is None else replace(method, seed=0)), scaling
 
 
-def made_together(
+def generated_together(
     layers: list[CondLoraLinear], leaves: Leaves
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of one layer in several models by one method, from one W."""
+    """A (models, r, in) and B (models, out, r) of one layer, generated by one method from the common W."""
     names = layers[0].tensors[ADAPTER]
     dtype = layers[0].theta(ADAPTER)[0].dtype
     stacked = {

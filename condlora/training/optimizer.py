@@ -1,7 +1,7 @@
-"""AdamW and the clipping before it: of one run, and of several as one step.
+"""AdamW and the gradient clipping before it, for one run and for several runs in one step.
 
-The step of one adapter is little work in many calls, for which a GPU waits. A fleet's are taken together: the same few
-calls for all tensors of all runs, in which each run keeps its own rate, moments and clipping norm.
+An adapter has many small tensors, so its step is many short kernels and a GPU waits between them. The joint step takes
+the same few calls for all tensors of all runs; every run keeps its own learning rate, moments and clipping norm.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from collections.abc import Sequence
 
 import torch
 
-from condlora.training.checkpoints import Training
+from condlora.training.state import Training
 
-TINY = 1e-6  # what torch's clipping adds to a norm
+EPSILON = 1e-6  # that torch.nn.utils.clip_grad_norm_ adds to a norm
 
 
 def adamw(
     groups: list, learning_rate: float, weight_decay: float, device: torch.device
 ) -> torch.optim.AdamW:
-    """The AdamW of a run; groups as torch's optimizers take them."""
-    # Fused is one kernel for all parameters; on a CPU it would round otherwise than the runs that were made there.
+    """The AdamW of a run; `groups` as torch's optimizers take them."""
+    # The fused kernel is used on a GPU only: on a CPU it rounds differently from the committed runs.
     fused = device.type == "cuda"
     return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
-def can_step_together(training: Training) -> bool:
-    """Not before its optimizer has all moments, which a step of its own makes, and not with fp16's scaler."""
+def can_step_jointly(training: Training) -> bool:
+    """Whether all its moments exist, which its own first step creates, and no fp16 scaler is in use."""
     state, groups = training.optimizer.state, training.optimizer.param_groups
     trained = (p for group in groups for p in group["params"] if p.grad is not None)
     return training.scaler is None and all("exp_avg" in state.get(p, ()) for p in trained)
 
 
 @torch.no_grad()
-def step_together(trainings: Sequence[Training], max_norms: Sequence[float]) -> None:
-    """Clip each run's gradients, taken as one vector, to its norm, and take its AdamW's step: one step for all runs.
+def step_jointly(trainings: Sequence[Training]) -> None:
+    """Clip the gradients of each run and take its AdamW step, in one step for all runs.
 
-    The numbers are those of torch's clipping and of its AdamW that is not fused, every parameter having had a gradient at
-    every step. How many steps a run has taken its progress says, as the optimizer's own count may be on the device.
+    The numbers are those of torch's clipping and of its AdamW without fusing, if every parameter had a gradient at every
+    step. The step number comes from the run's progress, as the optimizer's own count may be on the device.
     """
     common = trainings[0].optimizer.param_groups[0]  # betas and eps are torch's defaults in all
     (beta1, beta2), eps = common["betas"], common["eps"]
@@ -53,7 +53,7 @@ def step_together(trainings: Sequence[Training], max_norms: Sequence[float]) -> 
             step_sizes += len(own) * [-group["lr"] / (1 - beta1**step)]
         counts.append(len(params) - before)
     grads = [p.grad for p in params]
-    _clip(grads, counts, max_norms)
+    _clip(grads, counts, [training.max_grad_norm for training in trainings])
     exp_avgs, exp_avg_sqs, steps = (
         [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
     )
@@ -69,10 +69,10 @@ def step_together(trainings: Sequence[Training], max_norms: Sequence[float]) -> 
 
 
 def _clip(grads: list[torch.Tensor], counts: list[int], max_norms: Sequence[float]) -> None:
-    """Scale each run's gradients, so many of the list, to a norm of at most so much."""
+    """Clip each run's gradients to its norm; `counts[i]` tensors of the list belong to run i."""
     norms = torch.stack(torch._foreach_norm(grads)).split(counts)
     start = 0
     for own, count, max_norm in zip(norms, counts, max_norms, strict=True):
-        scale = (max_norm / (torch.linalg.vector_norm(own) + TINY)).clamp(max=1.0)
+        scale = (max_norm / (torch.linalg.vector_norm(own) + EPSILON)).clamp(max=1.0)
         torch._foreach_mul_(grads[start : start + count], scale)
         start += count

@@ -14,7 +14,7 @@ from benchmarks import rates, training, workload
 from condlora.errors import ConfigError
 from condlora.models.backbones import load_backbone
 from condlora.training.evaluation import collator
-from condlora.training.run import initialise, streams
+from condlora.training.setup import initialise, streams
 from tests.tasks import ROOT
 
 TINY = {

@@ -59,7 +59,7 @@ def test_one_bad_run_of_a_grid_leaves_the_others_and_sets_status_1(tmp_path, mor
 
 def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkeypatch, capsys):
     cells = tiny_cells("task=rte", "seed=0,1")
-    original, calls = finetune.evaluate, []
+    original, calls = finetune.validate, []
 
     def breaks_once(*arguments):
         calls.append(arguments)
@@ -67,7 +67,7 @@ def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkey
             raise RuntimeError("CUDA error: unspecified launch failure")
         return original(*arguments)
 
-    monkeypatch.setattr(finetune, "evaluate", breaks_once)
+    monkeypatch.setattr(finetune, "validate", breaks_once)
     for cfg in cells:
         attempt(cfg, [])
     said = capsys.readouterr().err

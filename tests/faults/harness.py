@@ -53,7 +53,7 @@ def read_only_disk() -> None:
 
 
 WRITES = ((tempfile, "mkdtemp"), (Path, "write_text"), (os, "fsync"), (os, "replace"))
-INSTANTS = (*WRITES, (shutil, "rmtree"), (finetune, "end_step"), (finetune, "evaluate"))
+INSTANTS = (*WRITES, (shutil, "rmtree"), (finetune.Run, "finish_step"), (finetune, "validate"))
 
 
 @contextlib.contextmanager

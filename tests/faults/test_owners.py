@@ -103,7 +103,10 @@ def test_a_process_that_stood_still_and_lost_its_run_writes_nothing_more(tiny_ce
         file = claim_file(run_folder(cfg))
         file.write_text(json.dumps(json.loads(file.read_text()) | {"token": "another's"}))
 
-    with pytest.raises(RunTaken, match="was taken over"), fault(lose, 4, [(finetune, "end_step")]):
+    with (
+        pytest.raises(RunTaken, match="was taken over"),
+        fault(lose, 4, [(finetune.Run, "finish_step")]),
+    ):
         finetune.run(cfg)
     assert read_record(run_folder(cfg))["status"] == "running"
     assert claim_file(run_folder(cfg)).exists()
@@ -113,7 +116,7 @@ def test_a_process_that_stood_still_and_lost_its_run_writes_nothing_more(tiny_ce
 
 def test_run_of_another_is_not_done_again(tiny_cells, monkeypatch):
     (cfg,) = tiny_cells("task=rte")
-    monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(finetune.Run, "_prepare", lambda *_: pytest.fail("trained"))
     with Claim(run_folder(cfg)), pytest.raises(RunTaken):
         finetune.run(cfg)
 
@@ -125,7 +128,7 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
     monkeypatch.setattr(watch, "compose_cells", lambda _: cells)
 
     def doomed():
-        with fault(kill, 3, [(finetune, "end_step")]):
+        with fault(kill, 3, [(finetune.Run, "finish_step")]):
             finetune.run(cells[1])
 
     finetune.run(cells[0])

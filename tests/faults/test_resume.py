@@ -65,7 +65,7 @@ def places(passed, name):
 
 def test_killed_at_any_kind_of_instant_it_ends_with_the_same_bits(run_at, undisturbed):
     expected, passed = undisturbed
-    chosen = [places(passed, "end_step")[k] for k in (0, 3, 6)]
+    chosen = [places(passed, "finish_step")[k] for k in (0, 3, 6)]
     chosen += [
         places(passed, "replace")[-3],
         places(passed, "fsync")[-1],
@@ -106,7 +106,7 @@ def test_optimizer_schedule_and_generators_are_the_same_too(run_at, monkeypatch)
     for name, at in (("whole", None), ("killed", 4)):
         cfg = run_at(name)
         if at:
-            with pytest.raises(Stop), fault(stop, at, [(finetune, "end_step")]):
+            with pytest.raises(Stop), fault(stop, at, [(finetune.Run, "finish_step")]):
                 finetune.run(cfg)
         finetune.run(cfg)
         (last,) = (run_folder(cfg) / "checkpoints").iterdir()
@@ -121,7 +121,7 @@ def test_optimizer_schedule_and_generators_are_the_same_too(run_at, monkeypatch)
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run_at, undisturbed, capsys):
     cfg = run_at("damaged")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     (path,) = (run_folder(cfg) / "checkpoints").iterdir()
     newer = path.with_name("step-00000005")
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run_at, undistur
 
 def test_an_adapter_lost_between_two_renames_comes_back_from_the_checkpoint(run_at, undisturbed):
     cfg = run_at("renames")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     shutil.rmtree(run_folder(cfg) / "adapter")
     finetune.run(cfg)
@@ -155,7 +155,7 @@ def test_the_previous_checkpoint_stays_until_the_next_is_proved(run_at, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "_read", read)
-        with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+        with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
             finetune.run(cfg)
     assert "no checkpoint at step 4 (it reads back otherwise)" in capsys.readouterr().out
     names = sorted(path.name for path in (run_folder(cfg) / "checkpoints").iterdir())
@@ -167,7 +167,7 @@ def test_the_previous_checkpoint_stays_until_the_next_is_proved(run_at, capsys):
 )
 def test_a_flipped_byte_in_a_checkpoint_is_found(run_at, undisturbed, capsys, name):
     cfg = run_at("flipped")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     file = run_folder(cfg) / "checkpoints" / "step-00000004" / name
     content = bytearray(file.read_bytes())
@@ -181,17 +181,19 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(run_at, undisturbed, capsys, na
 
 def test_a_checkpoint_of_other_software_is_not_continued(run_at, monkeypatch, capsys):
     cfg = run_at("other")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     described = finetune.described_environment
     monkeypatch.setattr(finetune, "described_environment", lambda a: described(a) | {"commit": "x"})
     assert finetune.run(cfg)["resumed_at_steps"] == []
-    assert "was made with another environment: training begins again" in capsys.readouterr().out
+    assert (
+        "was made with another environment: training starts from step 0" in capsys.readouterr().out
+    )
 
 
 def test_a_checkpoint_continues_on_another_processor_which_the_record_names(run_at, undisturbed):
     cfg = run_at("moved")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     described, other = finetune.described_environment, "cpu (another)"
     moved = {"platform": "another", "processor": "another", "device": other}
@@ -222,7 +224,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_so(run_at, undisturbed, number):
     def send():
         os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted) as raised, fault(send, 5, [(finetune, "end_step")]):
+    with pytest.raises(Interrupted) as raised, fault(send, 5, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     assert raised.value.exit_status == 128 + number
     record = read_record(run_folder(cfg))
@@ -243,7 +245,7 @@ def test_a_second_signal_leaves_at_once(run_at):
 
     with (
         pytest.raises(KeyboardInterrupt) as raised,
-        fault(send_twice, 3, [(finetune, "end_step")]),
+        fault(send_twice, 3, [(finetune.Run, "finish_step")]),
     ):
         finetune.run(run_at("twice"))
     assert not isinstance(raised.value, Interrupted)
@@ -252,13 +254,13 @@ def test_a_second_signal_leaves_at_once(run_at):
 def test_a_signal_that_is_ignored_stays_ignored(run_at):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cfg = run_at("background")
-    with fault(lambda: os.kill(os.getpid(), signal.SIGINT), 5, [(finetune, "end_step")]):
+    with fault(lambda: os.kill(os.getpid(), signal.SIGINT), 5, [(finetune.Run, "finish_step")]):
         assert finetune.run(cfg)["status"] == "done"
 
 
 def test_checkpoints_hold_no_frozen_weight_and_are_gone_at_the_end(run_at, monkeypatch):
     cfg = run_at("kept")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     tensors = load_file(run_folder(cfg) / "checkpoints" / "step-00000004" / "tensors.safetensors")
     trained = {n for n in tensors if n.startswith("parameter.")}

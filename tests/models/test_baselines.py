@@ -30,8 +30,8 @@ from condlora.models.baselines import attach
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
-from condlora.training.checkpoints import Progress
 from condlora.training.device import make_accelerator
+from condlora.training.state import Progress
 from tests.faults.harness import Stop, fault, left_behind, stop
 from tests.models.test_families import FAMILIES
 
@@ -89,7 +89,7 @@ def cell(tiny_cells):
 
 
 def killed_and_resumed(cfg, step):
-    with pytest.raises(Stop), fault(stop, step, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, step, [(finetune.Run, "finish_step")]):
         finetune.run(cfg)
     return finetune.run(cfg)
 

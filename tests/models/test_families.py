@@ -82,7 +82,7 @@ def test_a_run_trains_resumes_to_the_same_bits_and_gives_its_factors(cell, famil
     killed = cell(family, method, "killed")
 
     def doomed():
-        with fault(kill, 4, instants=((finetune, "end_step"),)):
+        with fault(kill, 4, instants=((finetune.Run, "finish_step"),)):
             finetune.run(killed)
 
     assert in_child(doomed) == KILLED

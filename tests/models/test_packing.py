@@ -1,7 +1,6 @@
 """Packed batches: layers see no padding, and nothing but speed changes."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,10 +18,12 @@ from condlora import CondLoraConfig
 from condlora.errors import ConfigError
 from condlora.models.packing import FAMILIES, pack
 from condlora.runs.record import run_folder
-from condlora.training import joint as fleet
+from condlora.training import compatibility, joint, setup
 from condlora.training import run as finetune
-from condlora.training.checkpoints import Progress, Training
 from condlora.training.device import make_accelerator
+from condlora.training.state import Training
+from condlora.training.step import step
+from tests.members import ACCELERATOR, Member
 from tests.models.test_families import FAMILIES as CELLS
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
@@ -157,7 +158,7 @@ def test_members_have_their_tokens_apart_and_the_same_logits(classifier, family,
 @pytest.mark.parametrize("family", [*FAMILIES, "deberta-v2"])
 def test_runs_of_a_fleet_have_the_gradients_they_have_alone(classifier, family, precision):
     """Of adapters and of each family's head, which is one, two or three layers; in bfloat16 but for its rounding."""
-    requests, expected, is_mixed = [], [], precision == torch.bfloat16
+    trainings, batches, expected, is_mixed = [], [], [], precision == torch.bfloat16
     for seed in range(3):
         attention = "eager" if family == "deberta-v2" else "sdpa"  # it has no other
         model = adapted(classifier(family, attention), LoraConfig, family)
@@ -173,14 +174,13 @@ def test_runs_of_a_fleet_have_the_gradients_they_have_alone(classifier, family, 
         model = model.float() if is_mixed else model
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             expected.append(results(copy.deepcopy(model).train(), inputs))
-        training = Training(model, None, None, None, Progress())
-        where = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
-        requests.append(fleet.Request(training, inputs, where, 1.0))
+        trainings.append(Training(model, None, None, ACCELERATOR, 1.0))
+        batches.append(inputs)
     with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-        fleet.joint_gradients(requests)
-    for request, own in zip(requests, expected, strict=True):
+        joint.joint_gradients(trainings, batches)
+    for training, own in zip(trainings, expected, strict=True):
         del own["logits"]
-        found = {n: p.grad for n, p in request.training.trainable.items()}
+        found = {n: p.grad for n, p in training.trainable.items()}
         assert sum(".modules_to_save." in name for name in found) > 0
         if is_mixed:
             tolerance = 0.05 * max(tensor.abs().max() for tensor in own.values())
@@ -192,7 +192,7 @@ def test_runs_of_a_fleet_have_the_gradients_they_have_alone(classifier, family, 
 def test_dropout_in_a_head_is_drawn_for_each_run_of_a_fleet(classifier):
     model = adapted(classifier("roberta"), LoraConfig, "roberta")
     model.requires_grad_(False)
-    requests = []
+    trainings = []
     for _ in range(2):
         own = copy.deepcopy(model)
         for path, module in own.named_modules():
@@ -200,10 +200,8 @@ def test_dropout_in_a_head_is_drawn_for_each_run_of_a_fleet(classifier):
                 module.p = 0.5 * (".modules_to_save." in path)
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(".modules_to_save." in name)
-        where = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
-        training = Training(own, None, None, None, Progress())
-        requests.append(fleet.Request(training, batch(33), where, 1.0))
-    first, second = fleet.joint_gradients(requests)
+        trainings.append(Training(own, None, None, ACCELERATOR, 1.0))
+    first, second = joint.joint_gradients(trainings, [batch(33), batch(33)])
     assert first != second
 
 
@@ -277,21 +275,21 @@ def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, 
     accelerator = make_accelerator(cfg)
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
     monkeypatch.setattr(
-        fleet, "share_frozen", lambda *_: True
-    )  # once, as a fleet begins, it compares
+        compatibility, "share_frozen", lambda *_: True
+    )  # which compares values, once before the first step
     # There already, as going there makes other parameters than the optimizer knows, where going to a GPU does not.
     models = [pack(adapted(classifier("bert"), method, "bert")).to("meta") for method in methods]
     trainings = [
-        finetune.prepare_training(cfg, model, DataLoader([]), 6, accelerator)[0] for model in models
+        setup.prepare_training(cfg, model, DataLoader([]), 6, accelerator)[0] for model in models
     ]
     assert next(trainings[0].model.parameters()).device.type == "meta"
     inputs = send_to_device(batch(33) | {"lengths": LENGTHS}, "meta")
-    asked = {i: fleet.Request(t, dict(inputs), accelerator, 1.0) for i, t in enumerate(trainings)}
-    together = fleet.Fleet(finetune.gradients)
+    members = [Member(training, dict(inputs)) for training in trainings]
+    compatibility.find_kinds(members)
     for _ in range(2):
-        for i, loss in together.answers(asked):
-            finetune.end_step(trainings[i], len(LENGTHS), loss, accelerator)
-    assert len(set(together.groups.values())) == 1
+        (group,) = compatibility.compatible(members)
+        for member, loss in step(group):
+            member.training.progress.count(len(LENGTHS), loss)
     assert all(t.progress.loss_sum.device.type == "meta" for t in trainings)
     assert all(len(t.optimizer.state) == len(t.trainable) for t in trainings)
 

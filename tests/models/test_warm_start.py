@@ -90,7 +90,7 @@ def test_a_run_stands_under_its_own_name_and_resumes_to_the_same_bits(begun, tmp
     shutil.rmtree(run_folder(cfg))
 
     def doomed():
-        with fault(kill, 5, instants=((finetune, "end_step"),)):
+        with fault(kill, 5, instants=((finetune.Run, "finish_step"),)):
             finetune.run(cfg)
 
     assert in_child(doomed) == KILLED

@@ -6,11 +6,12 @@ import sys
 
 import pandas as pd
 import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from condlora.errors import ConfigError
 from condlora.runs.record import read_record
-from condlora.training import distributed as spread
+from condlora.training import distributed
 from condlora.training import run as finetune
 from tests.tasks import ROOT
 
@@ -27,14 +28,14 @@ LAUNCH = [
 # The second of two processes is sent a signal before its seventh step.
 SIGNALLED = """
 import contextlib, os, runpy, signal, sys
-from condlora.training import run as finetune, distributed as spread
+from condlora.training import run as finetune, distributed
 from tests.faults.harness import fault
 
 def send():
     os.kill(os.getpid(), signal.SIGTERM)
 
 sys.argv = sys.argv[1:]
-with fault(send, 7, ((finetune, "end_step"),)) if spread.rank() == 1 else contextlib.nullcontext():
+with fault(send, 7, ((finetune.Run, "finish_step"),)) if distributed.rank() == 1 else contextlib.nullcontext():
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -87,16 +88,16 @@ def test_every_row_is_one_processes(monkeypatch):
         shares = []
         for rank in range(3):
             monkeypatch.setenv("RANK", str(rank))
-            shares += spread.own_rows(size).tolist()
+            shares += distributed.own_rows(size).tolist()
         assert shares == list(range(size))
 
 
 def test_workers_of_a_launcher_are_no_processes_of_one_run(tiny_cells, monkeypatch):
-    class TwoProcesses(finetune.Accelerator):
+    class TwoProcesses(Accelerator):
         num_processes = 2
 
     monkeypatch.setattr("condlora.training.device.Accelerator", TwoProcesses)
     monkeypatch.setattr("condlora.training.device.is_worker", lambda: True)
     (cfg,) = tiny_cells("task=rte")
-    with pytest.raises(ConfigError, match="spreads one run after the other"):
+    with pytest.raises(ConfigError, match="distributes one run at a time"):
         finetune.run(cfg)

@@ -16,8 +16,9 @@ from condlora.glue.prepare import prepare
 from condlora.models.adapters import load_factors
 from condlora.models.backbones import load_backbone
 from condlora.runs.record import read_record, run_folder
-from condlora.training import evaluation
+from condlora.training import device, evaluation, selection, setup
 from condlora.training import run as finetune
+from condlora.training import step as stepping
 
 
 def one(tiny_cells, *overrides):
@@ -60,7 +61,7 @@ def test_record_is_complete_and_scores_match_the_stored_predictions(rte):
 
 def test_finished_run_is_not_run_again(rte, monkeypatch):
     record = finetune.run(rte)
-    monkeypatch.setattr(finetune, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(finetune.Run, "_prepare", lambda *_: pytest.fail("trained again"))
     assert finetune.run(rte) == record
 
 
@@ -185,7 +186,7 @@ def test_frozen_layers_held_in_half_precision_change_no_bit(
         return finetune.run(cfg)["test"], adapter_of(cfg)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "round_frozen", lambda model, _: model)
+        patch.setattr(setup, "round_frozen", lambda model, _: model)
         scores, expected = trained("whole")
     found_scores, found = trained("held")
     assert found_scores == scores and same_tensors(found, expected)
@@ -196,7 +197,7 @@ def test_layers_of_an_adapter_or_under_it_stay_whole(tiny_cells, adapter):
     cfg = one(tiny_cells, "task=rte", f"adapter={adapter}", "protocol.precision=bf16")
     backbone = load_backbone(cfg.backbone, num_labels=2)
     model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
-    model = finetune.round_frozen(model, finetune.make_accelerator(cfg))
+    model = device.round_frozen(model, device.make_accelerator(cfg))
     layer = model.base_model.model.bert.encoder.layer[0]
     assert layer.intermediate.dense.weight.dtype == torch.bfloat16
     assert layer.attention.self.key.bias.dtype == torch.bfloat16
@@ -205,7 +206,9 @@ def test_layers_of_an_adapter_or_under_it_stay_whole(tiny_cells, adapter):
 
 
 def test_unknown_attention_is_refused_in_a_sentence(tiny_cells):
-    with pytest.raises(ConfigError, match=r"has no runtime.attention=nonsense .*: use auto\."):
+    with pytest.raises(
+        ConfigError, match=r"does not support runtime.attention=nonsense .*: use auto\."
+    ):
         finetune.run(one(tiny_cells, "task=rte", "runtime.attention=nonsense"))
 
 
@@ -264,21 +267,23 @@ def test_evaluation_that_does_not_fit_is_said_in_a_sentence_and_goes_on_with_les
     assert record["resumed_at_steps"] == [2]
 
 
-@pytest.mark.parametrize(("device", "size"), [("cpu", 64), ("cuda", 512)])
-def test_evaluation_keeps_the_device_busy_unless_told_how_many(tiny_cells, device, size):
+@pytest.mark.parametrize(("name", "size"), [("cpu", 64), ("cuda", 512)])
+def test_evaluation_batches_are_as_large_as_the_setting_says_or_as_the_device_likes(
+    tiny_cells, name, size
+):
     cfg = one(tiny_cells, "task=rte")
-    assert evaluation.batch_size(cfg, torch.device(device)) == size
+    assert evaluation.batch_size(cfg, torch.device(name)) == size
     cfg = one(tiny_cells, "task=rte", "runtime.evaluation_batch_size=7")
-    assert evaluation.batch_size(cfg, torch.device(device)) == 7
+    assert evaluation.batch_size(cfg, torch.device(name)) == 7
 
 
 def test_outputs_that_are_not_finite_are_no_predictions(tiny_cells, monkeypatch):
-    def spoilt(training, *rest, original=finetune.end_step):
-        original(training, *rest)
-        for parameter in training.trainable.values():
+    def spoilt(run, loss, original=finetune.Run.finish_step):
+        for parameter in run.training.trainable.values():
             parameter.data.fill_(float("nan"))
+        original(run, loss)
 
-    monkeypatch.setattr(finetune, "end_step", spoilt)
+    monkeypatch.setattr(finetune.Run, "finish_step", spoilt)
     cfg = one(tiny_cells, "task=rte", "protocol.max_steps=1", "protocol.evaluate_every=1")
     with pytest.raises(
         DivergedError, match=r"outputs are not finite: lower protocol.learning_rate"
@@ -302,13 +307,13 @@ def test_loss_that_is_not_finite_fails_the_run_with_a_record(tiny_cells):
 def test_gradient_that_is_not_finite_fails_the_run_with_a_record(
     tiny_cells, monkeypatch, value, step
 ):
-    def spoilt(training, *rest, original=finetune.add_gradients):
+    def spoilt(training, *rest, original=stepping.add_gradients):
         loss = original(training, *rest)
         if training.progress.step == step - 1:
             next(iter(training.trainable.values())).grad.fill_(float(value))
         return loss
 
-    monkeypatch.setattr(finetune, "add_gradients", spoilt)
+    monkeypatch.setattr(stepping, "add_gradients", spoilt)
     cfg = one(tiny_cells, "task=rte")  # of six steps
     with pytest.raises(DivergedError, match=r"lower protocol.learning_rate"):
         finetune.run(cfg)
@@ -318,11 +323,11 @@ def test_gradient_that_is_not_finite_fails_the_run_with_a_record(
 def test_deterministic_algorithms_are_on_where_asked_and_off_again(tiny_cells, monkeypatch):
     seen = []
 
-    def watched(*arguments, original=finetune.end_step):
+    def watched(*arguments, original=finetune.Run.finish_step):
         seen.append(torch.are_deterministic_algorithms_enabled())
         original(*arguments)
 
-    monkeypatch.setattr(finetune, "end_step", watched)
+    monkeypatch.setattr(finetune.Run, "finish_step", watched)
     for n, wanted in enumerate((True, False)):
         cfg = one(tiny_cells, "task=rte", f"seed={n}", f"runtime.deterministic={wanted}")
         assert finetune.run(cfg)["environment"]["deterministic"] is wanted
@@ -340,7 +345,7 @@ def test_score_that_is_never_defined_fails_the_run(tiny_cells):
 
 def test_saved_adapter_that_scores_otherwise_is_refused(tiny_cells, monkeypatch):
     cfg = one(tiny_cells, "task=rte")
-    original = finetune.save_adapter
+    original = selection.save_adapter
 
     def spoilt(model, folder):
         original(model, folder)
@@ -349,8 +354,8 @@ def test_saved_adapter_that_scores_otherwise_is_refused(tiny_cells, monkeypatch)
         path = folder / "adapter_model.safetensors"
         save_file({k: v * (-1) for k, v in load_file(path).items()}, path)
 
-    monkeypatch.setattr(finetune, "save_adapter", spoilt)
-    with pytest.raises(RunFolderError, match="where training saw"):
+    monkeypatch.setattr(selection, "save_adapter", spoilt)
+    with pytest.raises(RunFolderError, match="where training measured"):
         finetune.run(cfg)
     assert read_record(run_folder(cfg))["status"] == "failed"
 
@@ -367,18 +372,18 @@ def test_saved_adapter_may_score_otherwise_by_rounding_where_evaluation_had_othe
         raise DeviceError("no memory")
 
     with monkeypatch.context() as patch, pytest.raises(DeviceError):
-        patch.setattr(finetune, "test_saved", stop)
+        patch.setattr(evaluation, "test_saved", stop)
         finetune.run(one(tiny_cells, "task=rte"))
 
-    def moved(*arguments, original=finetune.test_saved):
+    def moved(*arguments, original=evaluation.test_saved):
         scores = original(*arguments)
         scores["validation"]["accuracy"] += change
         return scores
 
-    monkeypatch.setattr(finetune, "test_saved", moved)
+    monkeypatch.setattr(evaluation, "test_saved", moved)
     cfg = one(tiny_cells, "task=rte", f"runtime.evaluation_batch_size={size}")
     if is_refused:
-        with pytest.raises(RunFolderError, match="where training saw"):
+        with pytest.raises(RunFolderError, match="where training measured"):
             finetune.run(cfg)
     else:
         assert finetune.run(cfg)["status"] == "done"
@@ -395,8 +400,8 @@ def test_examples_longer_than_the_backbone_are_refused_before_anything_is_writte
 def test_early_stopping_counts_evaluations(tiny_cells, monkeypatch):
     """Scores .5 .6 .6 .4 and patience 2: best at the second, stopped at the fourth."""
     scores = iter([0.5, 0.6, 0.6, 0.4])
-    monkeypatch.setattr(finetune, "score", lambda *_: {"accuracy": next(scores)})
-    monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"accuracy": 0.0}})
+    monkeypatch.setattr(selection, "score", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(finetune, "test_kept", lambda *_: {"test": {"accuracy": 0.0}})
     overrides = ["protocol.max_steps=30", "protocol.evaluate_every=3"]
     cfg = one(tiny_cells, "task=rte", "protocol.early_stopping_patience=2", *overrides)
     record = finetune.run(cfg)
@@ -416,8 +421,8 @@ def test_epochs_and_evaluation_each_epoch(tiny_cells):
 
 def test_select_last_keeps_the_last_step(tiny_cells, monkeypatch):
     scores = iter([0.9, 0.1])
-    monkeypatch.setattr(finetune, "score", lambda *_: {"accuracy": next(scores)})
-    monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"accuracy": 0.0}})
+    monkeypatch.setattr(selection, "score", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(finetune, "test_kept", lambda *_: {"test": {"accuracy": 0.0}})
     assert finetune.run(one(tiny_cells, "task=rte", "protocol.select=last"))["best"]["step"] == 6
 
 

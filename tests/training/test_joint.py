@@ -22,10 +22,12 @@ from condlora.grid.cells import companions
 from condlora.models.packing import pack
 from condlora.runs.lease import Claim
 from condlora.runs.record import read_record, run_folder
-from condlora.training import joint as fleet
+from condlora.training import compatibility, joint
 from condlora.training import run as finetune
-from condlora.training.checkpoints import Progress, Training
+from condlora.training import step as stepping
+from condlora.training.state import Training
 from tests.faults.harness import Stop, fault, stop
+from tests.members import ACCELERATOR, Member
 from tests.tasks import ROOT
 
 SHRUNK = (
@@ -40,15 +42,15 @@ NO_DROPOUT = (
 
 
 @pytest.fixture
-def joint(monkeypatch):
-    """A list of how many runs each joint pass was for."""
+def passes(monkeypatch):
+    """A list of the number of runs in each joint pass."""
     sizes = []
 
-    def counted(requests, original=fleet.joint_gradients):
-        sizes.append(len(requests))
-        return original(requests)
+    def counted(trainings, batches, original=joint.joint_gradients):
+        sizes.append(len(trainings))
+        return original(trainings, batches)
 
-    monkeypatch.setattr(fleet, "joint_gradients", counted)
+    monkeypatch.setattr(stepping, "joint_gradients", counted)
     return sizes
 
 
@@ -56,7 +58,7 @@ def weights(cfg):
     return load_file(run_folder(cfg) / "adapter/adapter_model.safetensors")
 
 
-def assert_alike(cfg, other, relative):
+def assert_equal_but_for_rounding(cfg, other, relative):
     losses = [pd.read_csv(run_folder(c) / "curve.csv")["train_loss"].values for c in (cfg, other)]
     assert losses[0] == pytest.approx(losses[1], rel=relative)
     ours, theirs = weights(cfg), weights(other)
@@ -80,9 +82,6 @@ METHODS = {
     ),
     "condlora_random": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_random", **s),
 }
-HERE = SimpleNamespace(
-    unwrap_model=lambda model: model, scaler=None, clip_grad_norm_=torch.nn.utils.clip_grad_norm_
-)
 
 
 def training(tiny_bert, name, seed, dtype, dropout=0.0, **settings):
@@ -99,7 +98,11 @@ def training(tiny_bert, name, seed, dtype, dropout=0.0, **settings):
                 parameter.add_(0.05 * torch.randn_like(parameter))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3 * (1 + seed))
-    return Training(model, optimizer, None, None, Progress())
+    return Training(model, optimizer, constant(optimizer), ACCELERATOR, 1.0)
+
+
+def constant(optimizer):
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def batch(seed, outputs=3):
@@ -115,35 +118,20 @@ def batch(seed, outputs=3):
 
 
 def steps(trainings, count, together, outputs=3, cycle=1000):
-    """Losses (steps, runs) of training each on so many batches of its own; the last gradients are left in place."""
+    """Losses (steps, runs) of training each on that many batches of its own; `gradients` are those of the last step."""
     found = []
-    for step in range(count):
-        batches = [batch(100 * (step % cycle) + i, outputs) for i in range(len(trainings))]
-        requests = requests_of(trainings, batches)
-        for t in trainings:
-            t.optimizer.zero_grad()
-        losses = fleet.joint_gradients(requests) if together else [alone(r) for r in requests]
-        for part in [requests] if together else [[r] for r in requests]:
-            fleet.take_step(part)
-        for t in trainings:
-            t.progress.step += 1
-        found.append([float(loss) for loss in losses])
+    for i, training in enumerate(trainings):
+        training.max_grad_norm = 0.5 + i
+    for number in range(count):
+        batches = [batch(100 * (number % cycle) + i, outputs) for i in range(len(trainings))]
+        members = [Member(t, b) for t, b in zip(trainings, batches, strict=True)]
+        taken = []
+        for group in [members] if together else [[member] for member in members]:
+            taken += stepping.step(group)
+        for member, loss in taken:
+            member.training.progress.count(4, loss)
+        found.append([float(loss) for _, loss in taken])
     return torch.tensor(found)
-
-
-def requests_of(trainings, batches):
-    """Each with a norm of its own to clip to."""
-    return [
-        fleet.Request(t, b, HERE, 0.5 + i)
-        for i, (t, b) in enumerate(zip(trainings, batches, strict=True))
-    ]
-
-
-def alone(request):
-    request.training.model.train()
-    loss = request.training.model(**request.batch).loss
-    loss.backward()
-    return loss.detach()
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -166,7 +154,10 @@ def test_losses_gradients_and_weights_are_those_of_single_runs(tiny_bert, names,
     }
     losses = {together: steps(own, 50, together) for together, own in runs.items()}
     torch.testing.assert_close(losses[True], losses[False], rtol=relative, atol=0)
-    for single, member in zip(runs[False], runs[True], strict=True):
+    batches = [batch(i) for i in range(len(names))]
+    joint.joint_gradients(runs[True], batches)
+    for single, member, own in zip(runs[False], runs[True], batches, strict=True):
+        stepping.gradients(single, own)
         for name, parameter in single.trainable.items():
             theirs = member.trainable[name]
             assert (theirs - parameter).norm() <= relative * parameter.norm()
@@ -184,10 +175,10 @@ def test_numbers_as_labels_give_the_loss_of_a_regression(tiny_bert):
     torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
 
 
-def test_with_dropout_ten_members_are_alike_ten_single_runs(tiny_bert):
-    """A paired t-test over ten seeds at 5 %: of a true difference of one standard deviation it sees four in five.
+def test_with_dropout_ten_members_train_like_ten_single_runs(tiny_bert):
+    """A paired t-test over ten seeds at 5 % detects a difference of one standard deviation with a power of 0.8.
 
-    That it sees one is shown by members without dropout.
+    Members without dropout show that it detects one.
     """
 
     def late_losses(together, dropout):
@@ -209,11 +200,11 @@ def test_packed_batches_of_a_fleet_give_what_padded_ones_do(tiny_bert):
         [training(tiny_bert, name, i, torch.float64) for i, name in enumerate(names)] for _ in "12"
     )
     batches = [batch(i) for i in range(3)]
-    expected = fleet.joint_gradients(requests_of(padded, batches))
+    expected = joint.joint_gradients(padded, batches)
     for run, own in zip(packed, batches, strict=True):
         pack(run.model)
         own["lengths"] = own["attention_mask"].sum(1).tolist()
-    found = fleet.joint_gradients(requests_of(packed, batches))
+    found = joint.joint_gradients(packed, batches)
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-6, atol=0)
     for run, other in zip(packed, padded, strict=True):
         for name, parameter in run.trainable.items():
@@ -225,23 +216,23 @@ def test_packed_batches_of_a_fleet_give_what_padded_ones_do(tiny_bert):
 def test_a_joint_pass_leaves_the_models_as_they_were(tiny_bert):
     runs = [training(tiny_bert, name, 0, torch.float32) for name in ("lora", "condlora")]
     before = [run.model.eval()(**batch(0)).logits for run in runs]
-    fleet.joint_gradients(requests_of(runs, [batch(0), batch(1)]))
+    joint.joint_gradients(runs, [batch(0), batch(1)])
     after = [run.model.eval()(**batch(0)).logits for run in runs]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     with (
         pytest.raises(RuntimeError, match="broken"),
-        fleet.together([r.model for r in runs], fleet.Leaves()),
+        joint.together([r.model for r in runs], joint.Leaves()),
     ):
         raise RuntimeError("broken")
     assert torch.equal(runs[0].model.eval()(**batch(0)).logits, before[0])
 
 
 def stepper(seed, settings, steps):
-    """A training of 3 + 2 parameters at rates of its own, of which one has no gradient, after so many steps."""
+    """A training of 3 + 2 parameters at two learning rates, one parameter without gradient, after `steps` steps."""
     torch.manual_seed(seed)
     model = torch.nn.ParameterList([torch.randn(n, 3) for n in range(1, 6)])
     groups = [{"params": model[:3]}, {"params": model[3:], "lr": 0.3}]
-    run = Training(model, torch.optim.AdamW(groups, **settings), None, None, Progress())
+    run = Training(model, torch.optim.AdamW(groups, **settings), None, ACCELERATOR, 1.0)
     for _ in range(steps):
         for parameter in model[1:]:
             parameter.grad = torch.randn_like(parameter)
@@ -251,21 +242,21 @@ def stepper(seed, settings, steps):
 
 
 def test_the_steps_of_several_runs_as_one_are_those_of_their_own_optimizers_to_the_bit():
-    """Of runs with other rates, decays, norms and numbers of steps behind them; one norm clips nothing."""
+    """Of runs that differ in rates, decays, norms and numbers of steps taken; one norm clips nothing."""
     made = [(0, {"lr": 0.1, "weight_decay": 0.2}, 1), (1, {"lr": 0.02}, 7), (2, {"lr": 0.5}, 2)]
     alone, together = ([stepper(*own) for own in made] for _ in "12")
-    norms = [0.5, 1e-3, 100.0]
+    for run, own, norm in zip(alone, together, [0.5, 1e-3, 100.0], strict=True):
+        run.max_grad_norm = own.max_grad_norm = norm
     for _ in range(3):
         for run, own in zip(alone, together, strict=True):
             for ours, theirs in zip(list(run.model)[1:], list(own.model)[1:], strict=True):
                 ours.grad = torch.randn_like(ours)
                 theirs.grad = ours.grad.clone()
-        requests = [fleet.Request(r, {}, HERE, n) for r, n in zip(together, norms, strict=True)]
         with count_calls(torch.optim.AdamW, "step") as calls:
-            fleet.take_step(requests)
+            stepping.optimize([Member(run, {}) for run in together])
         assert not calls
-        for run, norm in zip(alone, norms, strict=True):
-            fleet.take_step([fleet.Request(run, {}, HERE, norm)])
+        for run in alone:
+            stepping.optimize([Member(run, {})])
         for run in (*alone, *together):
             run.progress.step += 1
     for run, own in zip(alone, together, strict=True):
@@ -278,11 +269,12 @@ def test_the_steps_of_several_runs_as_one_are_those_of_their_own_optimizers_to_t
 @pytest.mark.parametrize("change", ["scaler", "no moments"])
 def test_where_one_run_has_a_scaler_or_no_moments_all_take_steps_of_their_own(change):
     runs = [stepper(0, {"lr": 0.1}, 1), stepper(1, {"lr": 0.1}, int(change == "scaler"))]
-    runs[1].scaler = object() if change == "scaler" else None
+    if change == "scaler":
+        runs[1].accelerator = SimpleNamespace(**vars(ACCELERATOR) | {"scaler": object()})
     for parameter in runs[1].model:
         parameter.grad = torch.randn_like(parameter)
     with count_calls(torch.optim.AdamW, "step") as calls:
-        fleet.take_step([fleet.Request(run, {}, HERE, 1.0) for run in runs])
+        stepping.optimize([Member(run, {}) for run in runs])
     assert len(calls) == 2
 
 
@@ -301,7 +293,7 @@ def count_calls(owner, name):
 
 
 class Operations(TorchDispatchMode):
-    """How many of torch's operators are called within it, each of which a GPU is sent."""
+    """Counts the calls of torch's operators in its context, each of which launches work on a GPU."""
 
     count = 0
 
@@ -312,17 +304,17 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["lora", "condlora"])
 def test_a_run_more_adds_operations_for_its_batch_and_loss_alone(tiny_bert, name):
-    """And none for each of its tensors: a GPU would spend its time with these."""
+    """And none for each of its tensors, with which a GPU would spend its time."""
     found = {}
     for size in (2, 6):
         runs = [training(tiny_bert, name, i, torch.float32) for i in range(size)]
         steps(runs, 1, together=True)  # the first makes the moments
         for run in runs:
             run.optimizer.zero_grad()
-        requests = requests_of(runs, [batch(i) for i in range(size)])
+        members = [Member(run, batch(i)) for i, run in enumerate(runs)]
         with Operations() as counted:
-            fleet.joint_gradients(requests)
-            fleet.take_step(requests)
+            joint.joint_gradients(runs, [member.batch for member in members])
+            stepping.optimize(members)
         found[size] = counted.count
     assert found[6] - found[2] < 4 * 35
 
@@ -344,7 +336,7 @@ def test_only_runs_of_low_rank_updates_and_one_shape_go_together(tiny_bert):
     def kind(config, **settings):
         model = get_peft_model(tiny_bert(**settings), config)
         model.base_weights = []
-        return fleet.kind(model)
+        return compatibility.structure(model)
 
     words = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
     plain = kind(LoraConfig(**words))
@@ -373,13 +365,13 @@ def test_only_runs_of_low_rank_updates_and_one_shape_go_together(tiny_bert):
 
 def test_runs_on_one_backbone_hold_it_once_and_others_do_not_join(tiny_bert):
     first, second = (training(tiny_bert, "lora", i, torch.float32).model for i in range(2))
-    assert fleet.share_frozen(first, second)
+    assert compatibility.share_frozen(first, second)
     W = "base_model.model.bert.encoder.layer.1.attention.self.query.base_layer.weight"
     assert second.get_parameter(W) is first.get_parameter(W)
     third = training(tiny_bert, "lora", 2, torch.float32).model
     with torch.no_grad():
         third.get_parameter(W).add_(1)
-    assert not fleet.share_frozen(first, third)
+    assert not compatibility.share_frozen(first, third)
     assert third.get_parameter(W) is not first.get_parameter(W)
 
 
@@ -387,16 +379,16 @@ def test_runs_on_one_backbone_hold_it_once_and_others_do_not_join(tiny_bert):
 
 
 @pytest.mark.parametrize("padding", ["longest", "packed"])
-def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, joint, padding):
+def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, passes, padding):
     words = ("task=rte", *NO_DROPOUT, f"runtime.padding={padding}")
     grid = (*words, "adapter=lora,condlora", "seed=0,1", "protocol.learning_rate=1e-2")
     cells = tiny_cells(*grid)
     outcomes = finetune.run_together(list(cells))
-    assert joint == [4] * 6
+    assert passes == [4] * 6
     singles = tiny_cells(*grid, f"runs={tmp_path}/alone")
     for cfg, single, record in zip(cells, singles, outcomes, strict=True):
         alone = finetune.run(single)
-        assert_alike(cfg, single, 1e-5)
+        assert_equal_but_for_rounding(cfg, single, 1e-5)
         assert record == read_record(run_folder(cfg))
         assert (record["fleet"], alone["fleet"]) == (4, 1)
         for key in ("recipe_hash", "streams", "data", "backbone", "parameters", "steps", "best"):
@@ -424,16 +416,16 @@ def test_each_run_of_a_fleet_is_timed_alone_which_changes_no_companions_bits(
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
-def test_a_fleet_of_one_is_the_single_run(tiny_cells, tmp_path, joint):
+def test_a_fleet_of_one_is_the_single_run(tiny_cells, tmp_path, passes):
     (cfg,) = tiny_cells("task=rte")
     (other,) = tiny_cells("task=rte", f"runs={tmp_path}/other")
     finetune.run_together([cfg])
     finetune.run(other)
-    assert joint == []
+    assert passes == []
     assert all(torch.equal(t, weights(other)[name]) for name, t in weights(cfg).items())
 
 
-def test_a_run_that_fails_or_is_done_leaves_and_the_others_go_on(tiny_cells, tmp_path, joint):
+def test_a_run_that_fails_or_is_done_leaves_and_the_others_go_on(tiny_cells, tmp_path, passes):
     words = ("task=rte", *NO_DROPOUT)
     (good,) = tiny_cells(*words, "seed=0")
     (wild,) = tiny_cells(
@@ -444,16 +436,16 @@ def test_a_run_that_fails_or_is_done_leaves_and_the_others_go_on(tiny_cells, tmp
     assert isinstance(error, DivergedError)
     assert read_record(run_folder(wild))["status"] == "failed"
     assert (record["steps"], done["steps"]) == (6, 4)
-    assert joint == [3, 3, 3, 2]
+    assert passes == [3, 3, 3, 2]
     (alone,) = tiny_cells(*words, "seed=0", f"runs={tmp_path}/alone")
     finetune.run(alone)
-    assert_alike(good, alone, 1e-5)
+    assert_equal_but_for_rounding(good, alone, 1e-5)
 
 
-def test_a_run_that_does_not_fit_in_is_trained_alone_beside_the_others(tiny_cells, joint):
+def test_a_run_that_does_not_fit_in_is_trained_alone_beside_the_others(tiny_cells, passes):
     cells = tiny_cells("task=rte", "adapter=lora,condlora,full")
     assert [r["status"] for r in finetune.run_together(list(cells))] == ["done"] * 3
-    assert joint == [2] * 6
+    assert passes == [2] * 6
 
 
 def test_a_run_of_another_launcher_is_left_to_it(tiny_cells):
@@ -464,21 +456,21 @@ def test_a_run_of_another_launcher_is_left_to_it(tiny_cells):
     assert record["status"] == "done"
 
 
-def test_short_memory_splits_the_fleet(tiny_cells, joint, monkeypatch, capsys):
-    def short(requests, original=fleet.joint_gradients):
-        if len(requests) > 2:
+def test_short_memory_splits_the_fleet(tiny_cells, passes, monkeypatch, capsys):
+    def short(trainings, batches, original=stepping.joint_gradients):
+        if len(trainings) > 2:
             raise torch.OutOfMemoryError
-        return original(requests)
+        return original(trainings, batches)
 
-    monkeypatch.setattr(fleet, "joint_gradients", short)
+    monkeypatch.setattr(stepping, "joint_gradients", short)
     cells = tiny_cells("task=rte", "seed=0,1,2,3", "protocol.max_steps=3")
     assert [r["status"] for r in finetune.run_together(list(cells))] == ["done"] * 4
-    assert joint == [2, 2] * 3
-    assert capsys.readouterr().out.count("at most 2 runs are trained together") == 1
+    assert passes == [2, 2] * 3
+    assert capsys.readouterr().out.count("training at most 2 runs jointly") == 1
 
 
 def test_memory_that_is_short_in_a_step_fails_its_run_and_tries_nothing_again(
-    tiny_cells, joint, monkeypatch
+    tiny_cells, passes, monkeypatch
 ):
     """A part of the step may have been done. The first step is each run's own, as is its failure."""
 
@@ -495,7 +487,7 @@ def test_memory_that_is_short_in_a_step_fails_its_run_and_tries_nothing_again(
     record, error = finetune.run_together([good, bad])
     assert record["status"] == "done"
     assert isinstance(error, DeviceError) and "optimizer's step does not fit" in str(error)
-    assert joint == [2]
+    assert passes == [2]
     with pytest.raises(DeviceError, match="set runtime.fleet to fewer runs"):
         finetune.run(alone)
 
@@ -507,7 +499,7 @@ def stopped_at(tiny_cells, tmp_path, instant):
 
     finetune.run_together(cells("whole"))
     stopped = cells("stopped")
-    with pytest.raises(Stop), fault(stop, instant, [(finetune, "end_step")]):
+    with pytest.raises(Stop), fault(stop, instant, [(finetune.Run, "finish_step")]):
         finetune.run_together(stopped)
     return stopped, cells("whole")
 
@@ -530,7 +522,7 @@ def test_a_fleet_stopped_between_two_checkpoints_goes_on_out_of_step(tiny_cells,
 def test_a_signal_ends_all_runs_with_checkpoints(tiny_cells):
     cells = list(tiny_cells("task=rte", "seed=0,1"))
     send = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    with pytest.raises(Interrupted), fault(send, 5, [(finetune, "end_step")]):
+    with pytest.raises(Interrupted), fault(send, 5, [(finetune.Run, "finish_step")]):
         finetune.run_together(cells)
     assert [read_record(run_folder(c))["status"] for c in cells] == ["interrupted"] * 2
     assert [r["resumed_at_steps"] for r in finetune.run_together(cells)] == [[3], [3]]

@@ -932,7 +932,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_that_was_not
     assert record["status"] == "done" and record["test"]
 
     def doomed():
-        with fault(kill, 5, [(finetune, "end_step")]):
+        with fault(kill, 5, [(finetune.Run, "finish_step")]):
             finetune.run(cells[1])
 
     assert in_child(doomed) == KILLED
