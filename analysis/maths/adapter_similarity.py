@@ -1,8 +1,7 @@
-"""Table 3: how alike LoRA's and CondLoRA's matrices are, same layer, task and seed.
+"""Table 3: similarity of LoRA's and CondLoRA's matrices in the same layer, task and seed.
 
-Takes the matrices of finished runs, gives phi between A, B and delta W of the two methods, layer
-by layer, beside its expectation for random subspaces and a seeded baseline drawn through the
-same phi.
+phi between A, B and delta W of the two methods, layer by layer, with its expectation for random subspaces and a seeded
+baseline of Gaussian matrices.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 Takes the matrices of finished runs of LoRA and CondLoRA. Gives the norm of W within the subspaces
 of delta W = s B A, within its own leading ones and within random ones (table 7 of arXiv
 2106.09685), the amplification factor ||delta W|| / ||U' W V|| (their appendix H.4), and where
-delta W lies among the singular directions of W (H.3). delta W itself is never formed. Beside
-CondLoRA, whose B and A are made from W, stands what Gaussian maps make from the same W.
+delta W lies among the singular directions of W (H.3). delta W itself is never formed. The
+control of CondLoRA, whose B and A are made from W, is what Gaussian maps give from the same W.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Figure 1's controls: do conversion matrices grow alike by training, or by W0's inverse alone?
+"""Figure 1's controls: are conversion matrices similar through training, or through W0's inverse alone?
 
-The paper finds W0->A = W0^-1 A' and W0->B = W0^-1 B more alike between layers than Gaussian
+The paper finds W0->A = W0^-1 A' and W0->B = W0^-1 B more similar between layers than Gaussian
 matrices. Those never pass through W0^-1, so they cannot tell what was learned from what the inverse
 does to anything. Each control below changes one thing, W0 = U S V' being the singular value
 decomposition, so that W0^-1 = V S^-1 U':
@@ -17,7 +17,7 @@ decomposition, so that W0^-1 = V S^-1 U':
   random U sends every X to a random subspace before S^-1 and V act, which for i = j = r is the main
   control again, as a Gaussian X spans a random subspace. So what is learned shows in U' X or nowhere.
 - W0's singular vectors with a flat spectrum: V U' X. Gaussian X stay Gaussian here, so what exceeds
-  Gaussian matrices is likeness that needs no small singular value.
+  Gaussian matrices is a similarity that does not depend on small singular values.
 
 For a rectangular W0 the roles of U and V in A's conversion matrices are exchanged, see
 `subspace.conversion_matrices`.

@@ -1,9 +1,8 @@
-"""Figure 1: how alike the conversion matrices W0->A and W0->B of a LoRA's layers are.
+"""Figure 1: similarity of the conversion matrices W0->A and W0->B between LoRA's layers.
 
-Takes the matrices of finished LoRA runs, gives heat maps of phi over pairs of layers and a table
-of their means, beside two seeded baselines of the same shapes: Gaussian matrices in the place of
-the conversion matrices (the paper's), and conversion matrices made of Gaussian A and B (ours).
-The second one asks what W0^-1 does by itself; the paper's baseline does not pass through it.
+phi over all pairs of layers for finished LoRA runs and for two seeded baselines of the same shapes: Gaussian matrices in
+place of the conversion matrices (the paper's), and conversion matrices of Gaussian A and B (ours). The second shows the
+effect of W0^-1 alone; the paper's baseline does not pass through it.
 """
 
 from dataclasses import dataclass

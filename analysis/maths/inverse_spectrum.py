@@ -3,7 +3,7 @@
 With W0 = U S V', the inverse is V S^-1 U'. Whatever it is applied to, the result lies along the
 columns of V, each weighted by one over its singular value: so along the right singular vectors of
 W0's smallest singular values, if these are small enough. U decides only how much of the matrix
-falls on each. Two layers' conversion matrices are therefore alike, with nothing learned, where the
+falls on each. Two layers' conversion matrices are therefore similar, although nothing was learned, where the
 layers' smallest right singular vectors are.
 """
 
@@ -72,7 +72,7 @@ def shares(coefficients: Tensor, r: int, k: int) -> tuple[Tensor, Tensor]:
 
     coefficients (..., L, m, r) as from `Inverse.coefficients`. Returns two (..., L): the share of
     the squared Frobenius norm, and phi between the matrix's column space and those k directions,
-    which counts each of the r columns' directions alike.
+    which gives each of the r directions the same weight.
     """
     energy = coefficients[..., :k, :].square().sum(dim=(-2, -1))
     basis = subspace.left_basis(coefficients, r)
@@ -95,7 +95,7 @@ class Spectra:
     directions: a row per module, matrix and k: phi between two layers' k smallest directions, means
     over pairs, and k / n, its expectation for random directions.
     along: a row per module, matrix, source, task, run or draw and k: energy and space shares, and
-    the mean phi over pairs once those directions are taken out (k = 0: all are in), beside its
+    the mean phi over pairs once those directions are taken out (k = 0: none is removed), and its
     expectation for random subspaces.
     """
 

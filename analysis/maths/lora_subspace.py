@@ -2,8 +2,8 @@
 
 Takes the matrices of finished runs of LoRA and CondLoRA, gives phi over all numbers of singular
 vectors (i, j) between A at two ranks (figure 3 of arXiv 2106.09685) and between A, or delta W, of
-two seeds (their figure 4). Beside LoRA stand Gaussian A and B, as in their figure; beside CondLoRA
-A and B that Gaussian maps make from the same W, since W alone already makes two of them alike.
+two seeds (their figure 4). The reference is Gaussian A and B for LoRA, as in their figure, and for CondLoRA the A and B
+that Gaussian maps give from the same W: W alone makes two of them similar.
 """
 
 import itertools

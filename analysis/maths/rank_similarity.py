@@ -1,7 +1,7 @@
-"""Similarities over the rank r: LoRA's conversion matrices, and LoRA beside CondLoRA.
+"""Similarities at each rank r: of LoRA's conversion matrices, and between LoRA and CondLoRA.
 
-Takes the matrices of finished runs of any ranks, gives mean phi at each rank beside what needs no
-learning: Gaussian A and B through the same W0^-1, and random subspaces, whose phi grows with r.
+Mean phi of finished runs at each rank, with two references that need no learning: Gaussian A and B through the same
+W0^-1, and random subspaces, whose phi grows with r.
 """
 
 from dataclasses import replace

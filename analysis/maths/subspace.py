@@ -209,7 +209,7 @@ def rotated(X: Tensor, generator: torch.Generator) -> Tensor:
     """R X for an orthogonal R drawn uniformly for each matrix X (..., d, r); float64.
 
     R Q for X = Q T is a uniformly random orthonormal frame, drawn as such: R is never formed. To
-    rotate what W^-1 = V S^-1 U' is applied to is to draw U anew; to rotate the result, to draw V.
+    rotate what W^-1 = V S^-1 U' is applied to is to draw a new U; to rotate the result, to draw a new V.
     """
     T = torch.linalg.qr(X.double(), mode="r").R
     frame, factor = torch.linalg.qr(gaussian(X.shape, generator))

@@ -1,9 +1,4 @@
-"""Table 3: how alike LoRA's and CondLoRA's matrices are, same layer, task and seed.
-
-Takes the matrices of finished runs, gives phi between A, B and delta W of the two methods, layer
-by layer, beside its expectation for random subspaces and a seeded baseline drawn through the
-same phi.
-"""
+"""Table 3 as tables and a section of the report; computed in `analysis.maths.adapter_similarity`."""
 
 import pandas as pd
 
@@ -46,13 +41,13 @@ def table3(result: AdapterSimilarity) -> typeset.Table:
             "(n pairs of runs); right singular vectors for A, left for B and ΔW. Random: the "
             "expectation max(i, j) / d for random subspaces.",
             "The paper's rows: RoBERTa-base (12 layers, d = 768), i = j = 8; its task, seeds and "
-            "spread are not stated.",
+            "standard deviation are not stated.",
         ],
     )
 
 
 def table_by_task(result: AdapterSimilarity) -> typeset.Table:
-    """Mean over layers, a column for each task, beside Gaussian matrices."""
+    """Mean over layers, a column for each task and one for Gaussian matrices."""
     tasks = sorted(set(result.values.task), key=task_order)
     rows, data = [], []
     for module, matrix in result.expected:
@@ -79,4 +74,4 @@ def section(result: AdapterSimilarity) -> Section:
     text = [] if result.counts else ["No task and seed has both methods finished."]
     shown = [table3(result)] if result.counts else []
     details = [table_by_task(result)] if result.counts else []
-    return Section("Table 3: are LoRA's and CondLoRA's matrices alike?", text, shown, details)
+    return Section("Table 3: similarity of LoRA's and CondLoRA's matrices", text, shown, details)

@@ -1,11 +1,4 @@
-"""What an update does to the weight it is added to: amplification (Hu et al., section 7.3).
-
-Takes the matrices of finished runs of LoRA and CondLoRA. Gives the norm of W within the subspaces
-of delta W = s B A, within its own leading ones and within random ones (table 7 of arXiv
-2106.09685), the amplification factor ||delta W|| / ||U' W V|| (their appendix H.4), and where
-delta W lies among the singular directions of W (H.3). delta W itself is never formed. Beside
-CondLoRA, whose B and A are made from W, stands what Gaussian maps make from the same W.
-"""
+"""Amplification (Hu et al., section 7.3) as tables, a figure and a section; computed in `analysis.maths.amplification`."""
 
 import math
 from pathlib import Path

@@ -62,7 +62,7 @@ def table(result: Controls) -> typeset.Table:
             "Mean ± sd (n): over runs of all tasks and seeds, over draws (Gaussian matrices, LoRA "
             "before training) or over pairs of runs of one task (another seed, where n counts pairs "
             "that share runs). All but the last row pass through W₀⁻¹ = V S⁻¹ U′. Random U or V: "
-            f"singular vectors drawn anew for each layer, S kept; each run is a mean over {ROTATIONS} "
+            f"new random singular vectors for each layer, S kept; each run is a mean over {ROTATIONS} "
             "draws. Another layer: a mean over all cyclic shifts of the layers. With random V, any "
             "adapter has the value of random subspaces; with random U, that of Gaussian A and B if "
             "i = j = r.",

@@ -82,7 +82,7 @@ def draw_spectra(result: Spectra, folder: Path) -> Path:
 
 
 def draw_truncation(result: Spectra, folder: Path) -> Path:
-    """phi over the number of smallest directions taken out, trained beside Gaussian A and B."""
+    """phi over the number of smallest directions removed, for trained and for Gaussian A and B."""
     kinds = list(result.along.groupby(["module", "matrix"], sort=False))
     fig, axes = _row(len(kinds), 2.2, 2.4)
     for ax, ((module, matrix), group) in zip(axes.flat, kinds, strict=True):

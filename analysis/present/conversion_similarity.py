@@ -1,10 +1,4 @@
-"""Figure 1: how alike the conversion matrices W0->A and W0->B of a LoRA's layers are.
-
-Takes the matrices of finished LoRA runs, gives heat maps of phi over pairs of layers and a table
-of their means, beside two seeded baselines of the same shapes: Gaussian matrices in the place of
-the conversion matrices (the paper's), and conversion matrices made of Gaussian A and B (ours).
-The second one asks what W0^-1 does by itself; the paper's baseline does not pass through it.
-"""
+"""Figure 1 as heat maps, tables and a section of the report; computed in `analysis.maths.conversion_similarity`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +26,7 @@ SOURCE_LABEL = {
 
 
 def table(result: ConversionSimilarity) -> typeset.Table:
-    """The means under the panels, over all tasks and seeds, beside both baselines."""
+    """The means under the panels, over all tasks and seeds, with both baselines."""
     rows = []
     for module, matrix, source in _kinds(result):
         cells = [
@@ -179,8 +173,8 @@ def section(result: ConversionSimilarity, folder: Path) -> Section:
     text = [
         "The paper's random baseline does not pass through W₀⁻¹: it compares Gaussian matrices "
         "themselves. Conversion matrices are W₀⁻¹ times something, and W₀⁻¹ alone stretches "
-        "whatever it meets along the smallest singular directions of W₀; where those are alike "
-        "between layers, the products are alike with nothing learned. The third kind of panel "
+        "whatever it meets along the smallest singular directions of W₀; where those are similar "
+        "between layers, the products are similar although nothing was learned. The third kind of panel "
         "shows this control: Gaussian A and B of the same shapes through the same W₀⁻¹.",
     ]
     if panel and panel != (wanted["task"], wanted["module"]):
@@ -196,7 +190,7 @@ def section(result: ConversionSimilarity, folder: Path) -> Section:
     if result.modules:
         details.append(table_by_task(result))
     return Section(
-        "Figure 1: are conversion matrices alike across layers?",
+        "Figure 1: similarity of conversion matrices between layers",
         [*text, *result.notes],
         shown,
         details,

@@ -1,7 +1,7 @@
-"""Table 4: trainable parameters, training speed, memory and time.
+"""Table 4: trainable parameters, training speed, memory and time, as tables.
 
-Takes the records of finished runs. Speeds are compared only between runs of the same task and
-seed: tasks differ in the length of their sentences, and so in examples a second.
+Speeds are compared only between runs of the same task and seed: tasks differ in the length of their sentences, and so in
+examples per second.
 """
 
 import pandas as pd

@@ -40,7 +40,7 @@ METHOD_STYLE = {
 }
 # Of methods that are not the paper's, in the order in which a figure lists them.
 OTHER_STYLES = [("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X")]  # fmt: skip
-# Beside colour and marker, so that lines differ in grey as well.
+# In addition to colour and marker, so that lines differ in grey as well.
 METHOD_LINE = {"lora": "-", "condlora": "--"}
 COLUMN_WIDTH = 3.3  # inches: one column of a two-column page
 

@@ -116,18 +116,16 @@ def _scatter(shown: pd.DataFrame, column: str, ax: Axes) -> None:
 
 
 def side_by_side(shown: pd.DataFrame) -> pd.Series:
-    """Where the methods stand along the axis of parameters: where they belong, and beside it those of equally many whose
-    marks would lie on a better one's.
-    """
+    """Positions of the marks on the axis of parameters, shifted where marks of equal parameters would overlap."""
     width, height = MARK
     counts = shown.parameters[shown.parameters > 0]
     step = (counts.max() / counts.min()) ** width
     near = height * (shown.score.max() - shown.score.min())
     places = shown.parameters.astype(float)
-    for _, alike in shown.sort_values("score", ascending=False).groupby("parameters", sort=False):
+    for _, group in shown.sort_values("score", ascending=False).groupby("parameters", sort=False):
         columns: dict[int, float] = {}  # 0, 1, -1, 2 ... -> the score of the last mark in it
-        for index, score in alike.score.items():
-            ways = sorted(range(-len(alike), len(alike)), key=lambda way: (abs(way), -way))
+        for index, score in group.score.items():
+            ways = sorted(range(-len(group), len(group)), key=lambda way: (abs(way), -way))
             way = next(w for w in ways if columns.get(w, np.inf) - score >= near)
             columns[way] = score
             places[index] *= step**way
@@ -135,7 +133,7 @@ def side_by_side(shown: pd.DataFrame) -> pd.Series:
 
 
 def _name(found: pd.DataFrame, below: set[int], ax: Axes) -> None:
-    """The methods' names beside the panels, by number; of those below the panels the score."""
+    """The methods' names, by number, next to the panels; with the score where a method is not drawn."""
     ax.set_axis_off()
     names = [
         f"{row.Index + 1} {label(row.method)}" + f" ({row.score:.1f}, below)" * (row.Index in below)

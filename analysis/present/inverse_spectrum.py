@@ -1,4 +1,4 @@
-"""TODO"""
+"""The spectrum of W0 and its smallest directions as tables and a sentence; see `analysis.maths.inverse_spectrum`."""
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,7 @@ def table_of_spectra(result: Spectra) -> typeset.Table:
 
 
 def table_of_directions(result: Spectra) -> typeset.Table:
-    """W0's smallest directions: alike between layers? How much of conversion matrices do they hold?"""
+    """Similarity of W0's smallest directions between layers, and their share of conversion matrices."""
     rows = []
     for (module, matrix), group in result.directions.groupby(["module", "matrix"], sort=False):
         name = [module, MATRIX_LABEL[matrix]]

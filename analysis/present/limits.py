@@ -48,7 +48,7 @@ def limits(done: list[Cell], alpha: float) -> list[str]:
     ]
     seeds = len({cell.seed for cell in done})
     lines += [
-        f"The paper does not state its number of seeds or its spread; here there are {seeds}. "
+        f"The paper does not state its number of seeds or its standard deviations; here there are {seeds}. "
         "Seeds repeat the training and not the pre-training: all runs share one W₀, and no verdict "
         "speaks for another.",
         f"Each claim is tested at level {alpha:g}; p values are adjusted within a claim where its rule "

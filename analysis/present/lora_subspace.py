@@ -1,10 +1,4 @@
-"""Which directions two LoRAs share: the LoRA paper's subspace analyses (Hu et al., section 7.2).
-
-Takes the matrices of finished runs of LoRA and CondLoRA, gives phi over all numbers of singular
-vectors (i, j) between A at two ranks (figure 3 of arXiv 2106.09685) and between A, or delta W, of
-two seeds (their figure 4). Beside LoRA stand Gaussian A and B, as in their figure; beside CondLoRA
-A and B that Gaussian maps make from the same W, since W alone already makes two of them alike.
-"""
+"""Shared directions (Hu et al., section 7.2) as tables, figures and a section; computed in `analysis.maths.lora_subspace`."""
 
 from pathlib import Path
 
@@ -19,7 +13,7 @@ from analysis.study.names import MATRIX_LABEL, label
 
 
 def table(result: LoraSubspace) -> Table:
-    """phi at three places of each map, over runs and layers, beside random subspaces."""
+    """phi at three places of each map, over runs and layers, and for random subspaces."""
     rows, data = [], []
     for c in [*result.between(RANKS), *result.between(SEEDS)]:
         low, high = c.counts
@@ -122,8 +116,8 @@ def section(result: LoraSubspace, folder: Path) -> Section:
 
 
 _RANDOM = (
-    "Beside each the same with nothing learned: Gaussian A and B for LoRA, for CondLoRA what Gaussian "
-    "maps make from the same W₀."
+    "To the right of each the same without learning: Gaussian A and B for LoRA, and for CondLoRA the "
+    "A and B that Gaussian maps give from the same W₀."
 )
 _CAPTIONS = {
     "lora_subspace_ranks": "φ between the leading i right singular vectors of A at the lower rank "

@@ -1,8 +1,4 @@
-"""Where in the encoder adapters differ: maps over layers and kinds of modules.
-
-Takes the matrices of finished runs, gives phi between LoRA and CondLoRA of the same layer, task and
-seed, and the size of each method's update, ||s B A|| / ||W||, for every layer and module kind.
-"""
+"""Maps over layers and module kinds as a table, a figure and a section; computed in `analysis.maths.positions`."""
 
 from pathlib import Path
 
@@ -25,7 +21,7 @@ def _title(quantity: str, subject: str) -> str:
 
 
 def table(result: Positions) -> Table:
-    """Every map with its spread: a row per map and module kind, a column per layer."""
+    """Every map with standard deviations: a row per map and module kind, a column per layer."""
     v, rows = result.values, []
     layers = sorted(set(v.layer))
     for quantity, subject in result.maps:
@@ -38,7 +34,7 @@ def table(result: Positions) -> Table:
             rows.append([_title(quantity, subject), module, str(found[0].n), *cells])
     return Table(
         name="positions",
-        title=f"Layers and modules: likeness and size of updates, r = {result.r}",
+        title=f"Layers and modules: similarity and norm of updates, r = {result.r}",
         header=["", "modules", "n", *map(str, layers)],
         rows=rows,
         data=v,
@@ -103,7 +99,7 @@ def section(result: Positions, folder: Path) -> Section:
         draw(result, folder), f"Maps over layers and kinds of modules. {'; '.join(lines)}.", caption
     )
     text = [f"{'; '.join(lines)} (means over runs at r = {result.r})."]
-    return Section("Where do the methods differ?", text, [picture], [table(result)])
+    return Section("Where in the encoder do the methods differ?", text, [picture], [table(result)])
 
 
 def _extremes(values: pd.DataFrame) -> str:

@@ -1,8 +1,4 @@
-"""Scores and parameters over the rank r, with what the matrices say at each (rank_similarity).
-
-Takes finished runs of any ranks and says which of RANKS have none. Gives test scores against the
-rank and against trainable parameters, LoRA beside CondLoRA.
-"""
+"""Scores and parameters over the rank r as a table, a figure and a section of the report."""
 
 from pathlib import Path
 

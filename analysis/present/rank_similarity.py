@@ -1,8 +1,4 @@
-"""Similarities over the rank r: LoRA's conversion matrices, and LoRA beside CondLoRA.
-
-Takes the matrices of finished runs of any ranks, gives mean phi at each rank beside what needs no
-learning: Gaussian A and B through the same W0^-1, and random subspaces, whose phi grows with r.
-"""
+"""Similarities over the rank r as a table, a figure and a sentence; computed in `analysis.maths.rank_similarity`."""
 
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from analysis.study.names import MATRIX_LABEL
 
 
 def table(similarity: pd.DataFrame) -> Table:
-    """phi over ranks: conversion matrices beside their control, and LoRA beside CondLoRA."""
+    """phi over ranks: conversion matrices with their control, and LoRA against CondLoRA."""
     rows = []
     for (module, r, matrix), own in similarity.groupby(["module", "r", "matrix"], sort=False):
         cells = [
@@ -121,14 +117,14 @@ def picture(similarity: pd.DataFrame, path: Path) -> Picture:
         alt="φ over its expectation for random subspaces, against the rank. Means over ranks: "
         f"{'; '.join(listed)}.",
         caption="φ over its expectation for random subspaces, against the rank; random subspaces are "
-        "the line at 1. Above: LoRA's conversion matrices between layers, beside Gaussian A and B "
+        "the line at 1. Above: LoRA's conversion matrices between layers, with Gaussian A and B "
         "through the same W₀⁻¹. Below: LoRA against CondLoRA in the same layer. Bands: from the "
         "lowest to the highest run or draw.",
     )
 
 
 def statements(similarity: pd.DataFrame) -> list[str]:
-    """How often the trained conversion matrices are above every draw of their control."""
+    """How often the trained conversion matrices exceed every draw of their control."""
     s = similarity
     above, chance, n = 0, 0.0, 0
     for _, own in s[s.source != METHODS].groupby(["module", "r", "matrix"]):
@@ -140,6 +136,6 @@ def statements(similarity: pd.DataFrame) -> list[str]:
         return []
     return [
         f"In {above} of {n} combinations of module kind, matrix and rank the conversion matrices of "
-        "trained LoRA are on average more alike than in every draw of Gaussian A and B through the "
+        "trained LoRA are on average more similar than in every draw of Gaussian A and B through the "
         f"same W₀⁻¹; by chance alone it would be {formatting.number(chance, 1)} at most."
     ]

@@ -1,8 +1,7 @@
-"""The report of a profile: every table, figure and claim beside the paper, on one page.
+"""The report of a profile: every table, figure and claim, compared with the paper, on one page.
 
-Runs all analyses on the profile's finished runs and writes tables/, figures/, claims.json,
-report.html (self-contained) and report.md into results/<profile>/. The same runs give the same
-bytes: no date but the runs' own.
+Writes tables/, figures/, claims.json, report.html (self-contained) and report.md into results/<profile>/. The same runs
+give the same bytes: the only dates are those of the runs and of the rules.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""What should be equal between the runs that a table joins, and what is said where it is not.
+"""Checks that the runs of one table may be joined, and describes what differs between them.
 
-Seeds of one cell share a recipe, or `condlora.grid.cells` calls them stale. Here is what recipes do not settle: whether all
-runs came from the same software, code, device and weights, and those of a task from the same data and protocol, scored
-alike.
+Seeds of one cell share a recipe, or `condlora.grid.cells` calls them stale. Beyond the recipe, all runs should come from
+the same software, code, device and weights, and those of a task from the same data, protocol and metrics.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Parameters, speed, time and memory of finished runs, from their records."""
 
 import math
 
@@ -65,7 +65,7 @@ def ratios(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def speed_ratios(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """As `ratios`, of the pairs alone whose two runs were timed under the same conditions."""
-    return pd.concat([ratios(alike, column) for _, alike in runs.groupby("conditions")])
+    return pd.concat([ratios(group, column) for _, group in runs.groupby("conditions")])
 
 
 def overall_speed(runs: pd.DataFrame) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The stored predictions of finished runs on their test sets."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

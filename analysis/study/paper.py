@@ -15,5 +15,5 @@ def published(name: str) -> dict[str, Any]:
 
 def is_paper_backbone(record: dict[str, Any]) -> bool:
     """Whether a run used the paper's backbone, so that its numbers may be compared directly."""
-    # A folder's name is its path; DistilRoBERTa's ends alike and is another model.
+    # A folder's name is its path; DistilRoBERTa's name has the same ending and is another model.
     return record["backbone"]["name"].lower().split("/")[-1].startswith("roberta-base")

@@ -77,8 +77,8 @@ def scored(examples):
 
 
 @pytest.fixture
-def alike(load, weights):
-    """Matrices of two methods that agree, with conversion matrices alike in the deep layers."""
+def similar(load, weights):
+    """Matrices of two methods that agree, with conversion matrices similar in the deep layers."""
 
     def load_factors(folder):
         found = load("any")
@@ -126,7 +126,7 @@ def test_a_rule_names_the_number_it_uses():
     assert "margin of 0.25 (points)" in stated["equal_on_average"]["test"]
 
 
-def test_independent_matrices_are_not_more_alike_than_random(world, grid, load):
+def test_independent_matrices_are_not_more_similar_than_random(world, grid, load):
     found = world(grid, load)
     for key in [*CONVERSION, "adapters_above_random"]:
         assert found[key].verdict != HOLDS, key
@@ -139,8 +139,8 @@ def test_independent_matrices_are_not_more_alike_than_random(world, grid, load):
     assert {part.n for part in found["conversion_above_gaussian_each_task"].parts} == {2}
 
 
-def test_matrices_made_alike_are_found_alike(world, grid, alike):
-    found = world(grid, alike)
+def test_matrices_made_similar_are_found_similar(world, grid, similar):
+    found = world(grid, similar)
     for key in [*CONVERSION, "adapters_above_random"]:
         wanted = FAILS if key == "conversion_above_gaussian_each_pair" else HOLDS
         # All runs are the same here, so no pair of layers has the spread that "does not hold" needs.
@@ -152,7 +152,7 @@ def test_matrices_made_alike_are_found_alike(world, grid, alike):
     assert pairs["value A layers 1–2"].verdict == NOT_RESOLVED
 
 
-def test_likeness_from_the_inverse_alone_does_not_pass_the_control(world, grid, load, weights):
+def test_similarity_from_the_inverse_alone_does_not_pass_the_control(world, grid, load, weights):
     """W0 with shared small directions: above the paper's baseline, and not above the control."""
     U, _, Vh = torch.linalg.svd(weights)
     scale = torch.cat([torch.ones(28), torch.full((4,), 1e-2)])
@@ -172,9 +172,9 @@ def test_likeness_from_the_inverse_alone_does_not_pass_the_control(world, grid, 
     assert found["conversion_above_control"].n == 16
 
 
-def test_one_task_that_is_not_alike_decides(world, grid, load, alike):
+def test_one_task_that_is_not_similar_decides(world, grid, load, similar):
     def but_rte(folder):
-        return load(folder) if "rte" in str(folder) else alike(folder)
+        return load(folder) if "rte" in str(folder) else similar(folder)
 
     found = world(grid, but_rte)["conversion_above_gaussian_each_task"]
     verdicts = {part.name: part.verdict for part in found.parts}

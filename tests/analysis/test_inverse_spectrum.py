@@ -110,7 +110,7 @@ def test_directions_that_layers_share_are_found(shared):
 
 
 @pytest.mark.parametrize("source", [TRAINED, CONTROL])
-def test_likeness_by_shared_directions_goes_with_them(shared, source):
+def test_similarity_by_shared_directions_goes_with_them(shared, source):
     a = shared.along[(shared.along.matrix == "B") & (shared.along.source == source)]
     means = a.groupby("k")[["energy", "space", "off_diagonal"]].mean()
     assert means[["energy", "space"]].loc[4].min() > 0.99 and means.off_diagonal[0] > 0.99

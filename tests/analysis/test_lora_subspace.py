@@ -21,7 +21,7 @@ def basis(*shape, seed):
     return subspace.left_basis(gaussian(*shape, seed=seed), shape[-1])
 
 
-def test_identical_spaces_are_alike_at_every_i_and_j():
+def test_identical_spaces_are_similar_at_every_i_and_j():
     U = basis(2, 20, 5, seed=1)
     torch.testing.assert_close(phi_all(U, U), torch.ones(2, 5, 5).double())
 
@@ -136,7 +136,7 @@ def test_what_the_runs_do_not_allow_is_said(stacks, settings, tmp_path):
 
 
 def test_beside_condlora_stand_gaussian_maps_through_its_own_weights(settings):
-    """With nothing learned two CondLoRAs are as alike as W0 makes them: more than Gaussian ones."""
+    """With nothing learned two CondLoRAs are as similar as W0 makes them: more than Gaussian ones."""
     cells = [ranked_cell("rte", "condlora", seed, 4) for seed in (0, 1)]
     made = stack("condlora", 4, cells)
     # All but four directions of W0 are nearly nothing: whatever passes through it lies there.
