@@ -279,7 +279,7 @@ def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_pa
         return list(tmp_path.glob("runs/search/*/*/*/*/*/curve.csv"))
 
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(curves()) < 2 and time.monotonic() < deadline:
             time.sleep(0.2)
         workers = psutil.Process(parent.pid).children(recursive=True)
