@@ -22,8 +22,10 @@ from condlora.runs.environment import environment
 
 
 def tests(_: DictConfig) -> dict[str, float]:
-    """Wall seconds of `make test`, the tests that are not marked slow."""
-    return _run([["-m", "pytest", "-n", "2", "-m", "not slow", str(ROOT / "tests")]])
+    """Wall seconds of `make test`: the tests that are not marked slow, gpu or cluster."""
+    return _run(
+        [["-m", "pytest", "-n", "2", "-m", "not (slow or gpu or cluster)", str(ROOT / "tests")]]
+    )
 
 
 def embedded(_: DictConfig) -> dict[str, float]:

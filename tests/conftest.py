@@ -1,12 +1,27 @@
-"""Fixtures shared by all tests: a tiny model and the golden tensors."""
+"""What all tests share: tiny models and runs, the golden tensors, and which tests are skipped where."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny tensors: a thread pool costs more than it gives
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs hardware or an extra that is not there; see the markers in pyproject.toml."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = pytest.mark.skip(reason="no CUDA device is available")
+    if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        missing["cluster"] = pytest.mark.skip(reason="needs pip install 'condlora[cluster]'")
+    for item in items:
+        for name, skip in missing.items():
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,20 +76,10 @@ def tiny_bert():
 @pytest.fixture
 def tiny_cells(tmp_path):
     """A function (*overrides) -> configs of the shipped train.yaml, shrunk to a toy backbone and a few steps."""
-    from condlora.grid.cells import compose_cells
+    from tests.tasks import compose_tiny
 
     def compose(*overrides):
-        shrunk = (
-            "backbone=tiny",
-            "data=synthetic",
-            "protocol=embedded",
-            "protocol.max_steps=6",
-            "protocol.evaluate_every=3",
-            "runtime.threads=1",
-            f"runs={tmp_path}/runs",
-        )
-        chosen = {o.split("=")[0] for o in overrides}
-        kept = tuple(o for o in shrunk if o.split("=")[0] not in chosen)
-        return compose_cells((*kept, *overrides))
+        named = any(o.startswith("runs=") for o in overrides)
+        return compose_tiny(*(() if named else (f"runs={tmp_path}/runs",)), *overrides)
 
     return compose

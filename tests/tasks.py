@@ -1,15 +1,36 @@
-"""The shipped task configs, for tests."""
+"""What several test modules need: the checkout, the shipped tasks, and the mark for slow parameters."""
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from condlora.glue.tasks import Task, task_from_config
+from condlora.grid.cells import compose_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE_TASKS = sorted(
     path.stem for path in (ROOT / "configs" / "task").glob("*.yaml") if path.stem != "custom"
 )
+
+
+def slow(*values: object) -> list:
+    """These values of a parametrised test run in `make test-all` alone."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def compose_tiny(*overrides: str) -> list[DictConfig]:
+    """Configs of the shipped train.yaml with a toy backbone and a few steps; name `runs=`."""
+    shrunk = (
+        "backbone=tiny",
+        "data=synthetic",
+        "protocol=embedded",
+        "protocol.max_steps=6",
+        "protocol.evaluate_every=3",
+        "runtime.threads=1",
+    )
+    chosen = {o.split("=")[0] for o in overrides}
+    return compose_cells((*(o for o in shrunk if o.split("=")[0] not in chosen), *overrides))
 
 
 def load_task(name: str) -> Task:

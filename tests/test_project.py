@@ -205,6 +205,7 @@ def test_readme_use_in_your_own_code_runs(tmp_path, monkeypatch):
         assert (tmp_path / folder / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_example_runs_to_its_end():
     """It ends with an error where the saved, exported or merged model gives other logits."""
     words = [sys.executable, ROOT / "examples" / "condlora_any_model.py"]

@@ -261,6 +261,7 @@ def test_first_trials_are_trained_together_where_asked(tmp_path):
     assert len(table) == len(records) == 8
 
 
+@pytest.mark.slow
 def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_path):
     """Else they would go on alone, each to the end of its study."""
     overrides = ["backbone=tiny", "task=rte", "adapter=lora,condlora", "protocol.max_steps=100000"]

@@ -77,6 +77,7 @@ def test_operations_of_linear_layers_are_those_that_torch_counts(wanted):
     assert rates.linear_flops(model, batch) == expected > 0
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured_beside_both_trainers(wanted, monkeypatch):
     compiled, backend = [], functools.partial(torch.compile, backend="eager")
 

@@ -28,7 +28,7 @@ from condlora.models.backbones import load_backbone
 from condlora.runs.record import SCHEMA_VERSION, write_record
 from condlora.training import run as finetune
 from tests.faults.harness import broken_disk, fault, full_disk, read_only_disk
-from tests.tasks import ROOT
+from tests.tasks import ROOT, slow
 
 SOUND = (
     "task=rte", "adapter=lora", "backbone=folder", "data=directory", "protocol=embedded",
@@ -351,7 +351,14 @@ def test_the_sound_input_runs(sound, tmp_path):
     assert attempt(tmp_path / "user")[1] == 0
 
 
-@pytest.mark.parametrize(("overrides", "change", "message"), CASES)
+# Composing and loading take a second each, so `make test` takes every fourth case.
+@pytest.mark.parametrize(
+    ("overrides", "change", "message"),
+    [
+        case if n % 4 == 0 else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+        for n, case in enumerate(CASES)
+    ],
+)
 def test_wrong_input_is_one_sentence_and_changes_nothing(
     sound, tmp_path, request, overrides, change, message
 ):
@@ -387,7 +394,7 @@ def test_wrong_adapter_is_one_sentence_and_exports_nothing(sound, tmp_path, name
 
 
 @pytest.mark.parametrize("name", DISK)
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("at", [1, *slow(4)])
 def test_a_disk_that_takes_no_writes_is_one_sentence_and_loses_nothing(sound, tmp_path, name, at):
     act, message = DISK[name]
     user = tmp_path / "user"

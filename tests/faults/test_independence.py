@@ -35,6 +35,7 @@ def test_neither_order_nor_companions_matter(cells_in, alone):
         assert [left_behind(run_folder(cfg)) for cfg in cells] == alone
 
 
+@pytest.mark.slow
 def test_neither_workers_nor_progress_bars_matter(cells_in, alone, tmp_path):
     words = [
         *GRID, "backbone=tiny", "data=synthetic", "protocol=embedded", "runtime.threads=1", f"runs={tmp_path}/workers",

@@ -35,6 +35,7 @@ def test_an_attempt_is_refused_and_noted(python, tmp_path):
     assert "127.0.0.1" in (tmp_path / "attempts").read_text()
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_analysis_make_no_attempt(python, tmp_path):
     """The embedded profile in small; `.ci/run` makes the whole of it without a network."""
     words = ["task=rte", "adapter=lora,condlora", "backbone=tiny", "data=synthetic"]

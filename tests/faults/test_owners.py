@@ -141,6 +141,7 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
     assert list(left) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launchers", "more", "fleet"),
     [

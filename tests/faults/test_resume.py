@@ -15,6 +15,7 @@ from condlora.runs.record import read_record, run_folder
 from condlora.training import checkpoints
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, Stop, fault, full_disk, in_child, kill, left_behind, stop
+from tests.tasks import compose_tiny, slow
 
 SETTINGS = (
     "task=rte",
@@ -34,20 +35,20 @@ def signals_are_heeded():
 
 
 @pytest.fixture
-def run_at(tiny_cells, tmp_path):
+def run_at(tmp_path):
     """A function (name, *overrides) -> config of the run kept under that name."""
-
-    def cell(name, *overrides):
-        (cfg,) = tiny_cells(*SETTINGS, *overrides, f"runs={tmp_path}/{name}")
-        return cfg
-
-    return cell
+    return partial(cell, tmp_path)
 
 
-@pytest.fixture
-def undisturbed(run_at):
-    """The configuration of a run without faults, its files, and the instants it passes."""
-    cfg = run_at("undisturbed")
+def cell(folder, name, *overrides):
+    (cfg,) = compose_tiny(*SETTINGS, *overrides, f"runs={folder}/{name}")
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The files of a run without faults, and the instants it passes."""
+    cfg = cell(tmp_path_factory.mktemp("undisturbed"), "runs")
     with fault(None, 0) as passed:
         finetune.run(cfg)
     return left_behind(run_folder(cfg)), passed
@@ -63,6 +64,7 @@ def places(passed, name):
     return [n for n, instant in enumerate(passed, start=1) if instant == name]
 
 
+@pytest.mark.slow
 def test_killed_at_any_kind_of_instant_it_ends_with_the_same_bits(run_at, undisturbed):
     expected, passed = undisturbed
     chosen = [places(passed, "finish_step")[k] for k in (0, 3, 6)]
@@ -163,7 +165,7 @@ def test_the_previous_checkpoint_stays_until_the_next_is_proved(run_at, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["tensors.safetensors", "state.json", "adapter/adapter_config.json"]
+    "name", ["tensors.safetensors", *slow("state.json", "adapter/adapter_config.json")]
 )
 def test_a_flipped_byte_in_a_checkpoint_is_found(run_at, undisturbed, capsys, name):
     cfg = run_at("flipped")
@@ -217,7 +219,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(run_at, undisturbed, c
     assert left_behind(run_folder(cfg)) == undisturbed[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_leaves_a_checkpoint_and_says_so(run_at, undisturbed, number):
     cfg = run_at("signal")
 
@@ -234,6 +236,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_so(run_at, undisturbed, number):
     assert left_behind(run_folder(cfg)) == undisturbed[0]
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once(run_at):
     def send_twice():
         first = signal.getsignal(signal.SIGINT)

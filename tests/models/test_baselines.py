@@ -41,6 +41,13 @@ METHODS = sorted(
     name for name in FILES if not name.endswith(("_r", "_from", "_blocks"))
 )  # those are the same at other ranks, from another start and with fewer layers to a pair
 TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
+FAST = (
+    "lora",
+    "condlora",
+    "full",
+    "adalora",
+    "prompt_tuning",
+)  # one of each kind; `make test-all` trains all
 # Those whose update is one s B A on each W, which the analyses of matrices take.
 ONE_PRODUCT = ["lora", "rslora", "lora_plus", "lora_fa"]
 ONE_PRODUCT += ["condlora", "condlora_rslora", "condlora_all_linear", "condlora_consistent"]
@@ -119,7 +126,9 @@ def trained_and_resumed(whole):
     return record
 
 
-@pytest.mark.parametrize("method", TRAINED_HERE)
+@pytest.mark.parametrize(
+    "method", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED_HERE]
+)
 def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
     whole = cell(method)
     record = trained_and_resumed(whole)
@@ -458,6 +467,7 @@ def test_what_cannot_be_run_is_one_sentence(cell, monkeypatch):
 # Analysis
 
 
+@pytest.mark.slow
 def test_every_method_lands_in_the_report(tiny_cells, tmp_path):
     shown = ["lora", "condlora", "rslora", "ia3", "full", "prompt_tuning"]
     for method in shown:
@@ -481,6 +491,7 @@ def test_every_method_lands_in_the_report(tiny_cells, tmp_path):
     assert rows["Prompt tuning"][merged].strip() == "–" and rows["(IA)³"][merged].strip() != "–"
 
 
+@pytest.mark.slow
 def test_a_profile_without_any_lora_has_a_report_too(tiny_cells, tmp_path):
     for cfg in tiny_cells(
         "task=rte", "protocol.precision=no", "protocol.max_steps=3", "adapter=head"

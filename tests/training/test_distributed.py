@@ -65,6 +65,7 @@ def test_two_processes_come_to_what_one_comes_to(tiny_cells, tmp_path):
         assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_ends_both_processes_at_one_step_and_the_run_goes_on_from_there(tmp_path):
     script = tmp_path / "signalled.py"
     script.write_text(SIGNALLED)

@@ -28,7 +28,7 @@ from condlora.training import step as stepping
 from condlora.training.state import Training
 from tests.faults.harness import Stop, fault, stop
 from tests.members import ACCELERATOR, Member
-from tests.tasks import ROOT
+from tests.tasks import ROOT, slow
 
 SHRUNK = (
     "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=6",
@@ -378,7 +378,7 @@ def test_runs_on_one_backbone_hold_it_once_and_others_do_not_join(tiny_bert):
 # Whole runs
 
 
-@pytest.mark.parametrize("padding", ["longest", "packed"])
+@pytest.mark.parametrize("padding", ["packed", *slow("longest")])
 def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, passes, padding):
     words = ("task=rte", *NO_DROPOUT, f"runtime.padding={padding}")
     grid = (*words, "adapter=lora,condlora", "seed=0,1", "protocol.learning_rate=1e-2")
@@ -396,6 +396,7 @@ def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, passes, 
         assert record["test"] == alone["test"]
 
 
+@pytest.mark.slow
 def test_each_run_of_a_fleet_is_timed_alone_which_changes_no_companions_bits(
     tiny_cells, tmp_path, monkeypatch
 ):
@@ -512,6 +513,7 @@ def test_a_stopped_fleet_goes_on_to_the_same_bits(tiny_cells, tmp_path):
         assert all(torch.equal(t, weights(whole)[name]) for name, t in weights(cfg).items())
 
 
+@pytest.mark.slow
 def test_a_fleet_stopped_between_two_checkpoints_goes_on_out_of_step(tiny_cells, tmp_path):
     stopped, _ = stopped_at(tiny_cells, tmp_path, 14)  # the first run has its checkpoint of step 4
     records = finetune.run_together(stopped)
@@ -548,6 +550,7 @@ def test_companions_differ_in_adapter_rate_and_seed_alone(tiny_cells):
     assert {c.protocol.batch_size for c in other} == {32}
 
 
+@pytest.mark.slow
 def test_command_trains_a_grid_as_fleets_and_leaves_no_run_out(tmp_path):
     words = [*SHRUNK, "task=rte,stsb", "adapter=lora,condlora", "seed=0,1", "runtime.fleet=3"]
     command = [sys.executable, "scripts/train.py", *words, f"runs={tmp_path}"]

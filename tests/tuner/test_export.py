@@ -144,6 +144,7 @@ save_file(found, "found.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_condlora_gives_the_same_logits(tmp_path):
     want, words = {}, []
     for name, (make, settings) in PLAIN.items():

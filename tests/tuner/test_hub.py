@@ -343,6 +343,7 @@ save_file(found, "found.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_pushed_adapter_loads_back_as_its_card_says_with_and_without_condlora(
     hub, adapted, tmp_path
 ):

@@ -28,6 +28,7 @@ from condlora.tuner.methods.cond_adalora import CondAdaLora
 from condlora.tuner.methods.controls import haar
 from condlora.tuner.methods.lora_xs import principal_factors
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
+from tests.tasks import slow
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -913,7 +914,7 @@ def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
     )
 
 
-@pytest.mark.parametrize("adapter", ["dylora", "condlora_spectrum", "nola"])
+@pytest.mark.parametrize("adapter", ["nola", *slow("dylora", "condlora_spectrum")])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_that_was_not(
     adapter, tiny_cells, tmp_path
 ):

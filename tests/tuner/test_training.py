@@ -17,6 +17,7 @@ from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
+from tests.tasks import slow
 from tests.tuner.families import FAMILIES, IDS, adapted, logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("form", ["code", "literal", "consistent"])
+@pytest.mark.parametrize("form", ["code", *slow("literal", "consistent")])
 def test_compiled_without_a_graph_break_it_equals_eager(form):
     """Loss and gradients in training, the output at inference."""
     model = adapted("bert", form)
@@ -256,6 +257,7 @@ def two_processes(checkpointing, folder, cases):
     return trained, said[0]
 
 
+@pytest.mark.slow
 def test_two_processes_with_reentrant_checkpointing_are_warned(tmp_path):
     """DDP sees a shared map as ready when the first layer's segment is: the average misses the others."""
     _, said = two_processes("reentrant", tmp_path, {"condlora": {}})
@@ -270,7 +272,11 @@ EVERY_METHOD = {name: {} for name in METHODS} | {
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "cases"), [("none", EVERY_METHOD), ("not reentrant", {"condlora": {}})]
+    ("checkpointing", "cases"),
+    [
+        ("none", EVERY_METHOD),
+        pytest.param("not reentrant", {"condlora": {}}, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_as_one(checkpointing, cases, tmp_path):
     together, said = two_processes(checkpointing, tmp_path, cases)
