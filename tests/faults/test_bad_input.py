@@ -71,7 +71,7 @@ SETTINGS = [
     ("runtime.device=cuda", "no CUDA device is available"),
     ("runtime.threads=0", "Invalid value runtime.threads=0; expected"),
     ("runtime.padding=left", "Invalid value runtime.padding='left'; expected"),
-    ("runtime.attention=nonsense", "has no runtime.attention=nonsense"),
+    ("runtime.attention=nonsense", "does not support runtime.attention=nonsense"),
     ("runtime.evaluation_batch_size=0", "Invalid value runtime.evaluation_batch_size=0; expected"),
     ("runtime.deterministic=maybe", "Invalid value runtime.deterministic='maybe'; expected"),
     ("runtime.checkpoint_minutes=-1", "Invalid value runtime.checkpoint_minutes=-1; expected"),
