@@ -168,12 +168,16 @@ def _read_tsv(path: Path, task: Task) -> datasets.Dataset:
     rows: dict[str, list] = {name: [] for name in (*task.fields, "label")}
     for number, line in enumerate(lines[first:], start=first + 1):
         cells = line.split("\t")
-        if len(cells) < len(header) and task.name in TASKS_WITH_BROKEN_ROWS:
-            continue
-        if len(cells) != len(header):
+        if len(cells) < len(header):
+            if task.name in TASKS_WITH_BROKEN_ROWS:
+                continue
             raise DataError(
-                f"{path}, line {number} has {len(cells)} cells for {len(header)} columns: repair the line, for example a "
-                "tab inside a sentence."
+                f"{path}, line {number} has {len(cells)} of {len(header)} columns: repair the line."
+            )
+        if len(cells) > len(header):
+            raise DataError(
+                f"{path}, line {number} has {len(cells)} cells for {len(header)} columns, such as by a tab inside a "
+                "sentence: repair the line."
             )
         row = dict(zip(header, cells, strict=False))
         for name, column in zip(task.fields, field_columns, strict=True):

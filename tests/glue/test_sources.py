@@ -74,7 +74,7 @@ def test_qqp_rows_cut_off_in_mid_line_are_left_out(tmp_path):
     ("rows", "message"),
     [
         ("sentence\tlabel\nfine\t1\nbad\t7\n", r"train.tsv, line 3: '7' is no label of SST-2"),
-        ("sentence\tlabel\nfine\n", r"train.tsv, line 2 has 1 cells for 2 columns"),
+        ("sentence\tlabel\nfine\n", r"train.tsv, line 2 has 1 of 2 columns"),
         ("text\tlabel\nfine\t1\n", r"train.tsv, line 1: there is no column 'sentence'"),
         ("sentence\tlabel\n", r"split 'train' of sst2 is empty"),
     ],
