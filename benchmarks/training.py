@@ -12,13 +12,11 @@ import time
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -40,19 +38,19 @@ from benchmarks.workload import (
     data_of,
     sample,
 )
-from condlora.glue.batches import ShuffledEachEpoch, training_batches
+from condlora.glue.batches import ShuffledEachEpoch
 from condlora.glue.prepare import Data
 from condlora.models.backbones import Backbone, load_backbone
 from condlora.runs.environment import PeakMemory
 from condlora.training.compatibility import compatible, find_kinds
 from condlora.training.device import choose_attention, make_accelerator
-from condlora.training.evaluation import collator
 from condlora.training.setup import (
+    Batches,
     initialise,
     num_labels,
     prepare_training,
     streams,
-    with_targets,
+    training_data,
 )
 from condlora.training.state import Training
 from condlora.training.step import step
@@ -167,18 +165,16 @@ def with_our_loop(
     members = []
     for seed in range(members_in(variant)):
         model = initialise(cfg, backbone, streams(seed, cfg.task.name), data)
-        batches = training_batches(
-            data.train, collator(cfg, data), batch_size=cfg.protocol.batch_size, seed=seed
-        )
-        members.append(Timed(*prepare_training(cfg, model, batches, clock.steps + 1, accelerator)))
+        training = prepare_training(cfg, model, clock.steps + 1, accelerator)
+        members.append(Timed(training, training_data(cfg, data, {"data": seed}, accelerator)))
     if variant == COMPILED:
         torch.compiler.reset()  # forget what the previous turn compiled
         members[0].training.model.compile(dynamic=True)
     find_kinds(members)
     clock.begin()
-    for batches in islice(zip(*(m.batches for m in members), strict=True), clock.steps + 1):
-        for member, batch in zip(members, batches, strict=True):
-            member.batch = with_targets(batch, data)
+    for _ in range(clock.steps + 1):
+        for member in members:
+            member.batch = member.batches.next(member.training.progress)
         for group in compatible(members):
             for member, loss in step(group):
                 member.training.progress.count(len(member.batch["labels"]), loss)
@@ -191,7 +187,7 @@ class Timed:
     """A member of the steps that are timed, in place of a run; its errors are raised."""
 
     training: Training
-    batches: DataLoader
+    batches: Batches
     batch: dict | None = None
     kind: Hashable = None
     is_active: bool = True

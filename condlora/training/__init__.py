@@ -1,6 +1,6 @@
 """Training of one run or several: from a config to a record.
 
-    run           a run from its lease to its record, and the two entries `run` and `run_together`
+    run           a run from its lease to its record, and the two entries `run` and `run_together`;  ending: how it ends
     loop          the driver: batches, steps, ends; a single run is a list of one
     step          one step of the optimizer, for one run or a group
     joint         gradients of several runs in one pass;  compatibility: which runs can share a pass

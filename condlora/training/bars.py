@@ -16,17 +16,17 @@ def bars_wanted(setting: str) -> bool:
 
 
 def is_worker() -> bool:
-    """Whether a launcher started this process beside others that share the terminal."""
+    """Whether a launcher started this process as one of several that share the terminal."""
     return multiprocessing.parent_process() is not None
 
 
 def is_first() -> bool:
-    """Whether this is the process, of those that `accelerate launch` started for one run, that says what happens."""
+    """Whether this process prints: the only one of a run, or the first that `accelerate launch` started for it."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
-    """Print a line without tearing a bar; one of several processes of a run does."""
+    """Print a line above the bars, once if a run has several processes."""
     if not is_first():
         return
     tqdm.write(text, file=sys.stdout)

@@ -11,27 +11,21 @@ authors' settings a step follows.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from itertools import chain, islice, repeat
+from collections.abc import Hashable
+from contextlib import ExitStack, closing
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 
-from condlora.errors import Interrupted, RunTaken
+from condlora.errors import Interrupted
 from condlora.files import remove_scratch, write_atomically
-from condlora.glue.batches import training_batches
-from condlora.glue.prepare import prepare
-from condlora.models.backbones import load_backbone
 from condlora.runs.environment import PeakMemory, device_name
 from condlora.runs.lease import Claim
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import (
-    failure,
     finished_record,
     new_record,
     now,
@@ -44,23 +38,21 @@ from condlora.training import distributed
 from condlora.training.bars import RunBar, say
 from condlora.training.checkpoints import Checkpoints, tidy
 from condlora.training.device import (
-    choose_attention,
     described_environment,
     make_accelerator,
     same_for_checkpoints,
 )
-from condlora.training.evaluation import collator, test_kept
+from condlora.training.ending import Ending, ends_on_error
+from condlora.training.evaluation import test_kept
 from condlora.training.loop import train
 from condlora.training.selection import finite_loss, keep, validate
 from condlora.training.setup import (
-    check_length,
     count_parameters,
     evaluation_interval,
-    initialise,
-    num_labels,
+    load,
     prepare_training,
     streams,
-    with_targets,
+    training_data,
 )
 from condlora.training.signals import Interruption
 from condlora.training.timing import merged_speed, speed_alone
@@ -106,37 +98,17 @@ def run_together(cfgs: list[DictConfig]) -> list[dict | Exception]:
     return [one.outcome for one in runs]
 
 
-def ends_on_error(method: Callable) -> Callable:
-    """Let an error in a method of `Run` end the run, see `Run.guard`."""
-
-    @functools.wraps(method)
-    def guarded(self: Run, *arguments) -> None:
-        with self.guard():
-            method(self, *arguments)
-
-    return guarded
-
-
-class Run:
-    """One run, from its lease to its record. `outcome` is the record or the error that ended it, None before.
+class Run(Ending):
+    """One run, from its lease to its record.
 
     members: how many runs are trained in the same loop.
     """
 
     def __init__(self, cfg: DictConfig, interruption: Interruption, members: int):
+        super().__init__()
         self.cfg, self.interruption, self.members = cfg, interruption, members
-        self.began = time.perf_counter()
-        self.outcome: dict | Exception | Interrupted | None = None
-        self.record: dict | None = None
-        self.is_recorded = False  # in the run's folder, which holds nothing else from then on
         self.kind: Hashable = None  # runs of one kind can be trained jointly
-        self.batch: dict | None = None
-        self.upcoming: Iterator[dict] = iter(())
-        self.resources, self.while_training = ExitStack(), ExitStack()
-
-    @property
-    def is_active(self) -> bool:
-        return self.outcome is None
+        self.while_training = ExitStack()
 
     @ends_on_error
     def start(self) -> None:
@@ -167,8 +139,8 @@ class Run:
         return record is not None
 
     def _prepare(self) -> PeftModel:
-        """Everything that can fail because of settings, data or backbone; the folder is changed only afterwards."""
-        cfg = self.cfg
+        """Find every error in settings, data and backbone; only then write to the folder."""
+        cfg, self.began = self.cfg, time.perf_counter()
         self.seeds = streams(cfg.seed, cfg.task.name)
         self.accelerator = make_accelerator(cfg)
         # It holds model and optimizer in reference cycles, which would pile up over a grid.
@@ -176,19 +148,13 @@ class Run:
         environment = described_environment(self.accelerator)
         self.record = new_record(cfg, recipe(cfg), streams=self.seeds, environment=environment)
         self.record["fleet"] = self.members
-        self.backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
-        check_length(cfg, self.backbone)
-        choose_attention(cfg, self.backbone, self.accelerator)
-        self.data = prepare(cfg, self.accelerator.device)
-        model = initialise(cfg, self.backbone, self.seeds, self.data)
+        self.backbone, self.data, model = load(cfg, self.seeds, self.accelerator)
         environment["attention"] = model.config._attn_implementation  # packed or not
         set_aside(self.folder, self.digest)
         remove_scratch(self.folder)
-        self.record |= {
-            "data": self.data.description,
-            "backbone": self.backbone.description,
-            "parameters": count_parameters(model, self.backbone),
-        }
+        self.record["data"] = self.data.description
+        self.record["backbone"] = self.backbone.description
+        self.record["parameters"] = count_parameters(model, self.backbone)
         write_record(self.folder, self.record)
         self.is_recorded = True
         resolved = OmegaConf.to_yaml(cfg, resolve=True)
@@ -196,23 +162,16 @@ class Run:
         return model
 
     def _begin(self, model: PeftModel) -> None:
-        """Model, optimizer and batches as they are before the next step, from the newest checkpoint if there is one."""
-        cfg, data = self.cfg, self.data
+        """Put everything in the state before the next step, from the newest checkpoint if there is one."""
+        cfg, seed = self.cfg, self.seeds["dropout"]
         self.memory = PeakMemory(self.accelerator.device)
         self.bar = self.while_training.enter_context(RunBar(cfg))
         self.while_training.enter_context(self.interruption)
-        batches = training_batches(
-            data.train,
-            collator(cfg, data),
-            batch_size=cfg.protocol.batch_size,
-            seed=self.seeds["data"],
-        )
-        self.total_steps = cfg.protocol.max_steps or cfg.protocol.epochs * len(batches)
-        self.evaluate_every = evaluation_interval(cfg.protocol, len(batches), self.total_steps)
-        self.training, self.batches = prepare_training(
-            cfg, model, batches, self.total_steps, self.accelerator
-        )
-        torch.manual_seed(self.seeds["dropout"])
+        self.batches = training_data(cfg, self.data, self.seeds, self.accelerator)
+        self.total_steps = cfg.protocol.max_steps or cfg.protocol.epochs * len(self.batches)
+        self.evaluate_every = evaluation_interval(cfg.protocol, len(self.batches), self.total_steps)
+        self.training = prepare_training(cfg, model, self.total_steps, self.accelerator)
+        torch.manual_seed(seed)
         made_by = {key: self.record[key] for key in CONTINUED_BY}
         made_by["environment"] = same_for_checkpoints(made_by["environment"])
         self.checkpoints = Checkpoints(self.folder, cfg.runtime, made_by, self.claim)
@@ -220,25 +179,14 @@ class Run:
         progress, name = self.training.progress, device_name(self.accelerator.device)
         if not self._is_over() and name not in progress.devices:
             progress.devices.append(name)
-        distributed.seed_dropout(self.seeds["dropout"], progress.step)
+        distributed.seed_dropout(seed, progress.step)
         self.bar.expect(self.total_steps, progress.step)
         self.since = time.perf_counter()
-
-    def _is_over(self) -> bool:
-        progress = self.training.progress
-        return progress.step >= self.total_steps or progress.stopped_early
 
     @ends_on_error
     def next_batch(self) -> None:
         """Set `batch` to the batch of the next step."""
-        batch = next(self.upcoming, None)
-        if batch is None:  # begin the next epoch, or resume one in the middle
-            progress = self.training.progress
-            progress.epoch, done = divmod(progress.step, len(self.batches))
-            self.batches.set_epoch(progress.epoch)
-            self.upcoming = islice(self.batches, done, None)
-            batch = next(self.upcoming)
-        self.batch = with_targets(batch, self.data)
+        self.batch = self.batches.next(self.training.progress)
 
     @ends_on_error
     def finish_step(self, loss: torch.Tensor) -> None:
@@ -263,63 +211,51 @@ class Run:
             self._complete()
 
     def _is_checkpoint_due(self) -> bool:
+        step = self.training.progress.step
+        return self.interruption.asked is not None or self.checkpoints.is_due(step)
+
+    def _is_over(self) -> bool:
         progress = self.training.progress
-        return self.interruption.asked is not None or self.checkpoints.is_due(progress.step)
+        return progress.step >= self.total_steps or progress.stopped_early
 
     def _complete(self) -> None:
         """End the training, test the adapter that was kept, write the record."""
-        cfg, accelerator, progress = self.cfg, self.accelerator, self.training.progress
+        accelerator, progress = self.accelerator, self.training.progress
         progress.epoch = math.ceil(progress.step / len(self.batches))
-        if cfg.protocol.select == "last":
+        if self.cfg.protocol.select == "last":
             keep(self.training.model, accelerator, self.folder, progress)
         self.checkpoints.save(self.training)  # a kill during the test costs no training
         if self.members > 1:
-            endless = chain.from_iterable(repeat(self.batches))
-            batches = (with_targets(batch, self.data) for batch in endless)
-            progress.examples_per_second_alone = speed_alone(self.training, batches)
-        if cfg.runtime.trackers:
+            rate = speed_alone(self.training, self.batches.endless())
+            progress.examples_per_second_alone = rate
+        if self.cfg.runtime.trackers:
             accelerator.end_training()
         self.while_training.close()
-        what = (cfg, self.data, self.backbone, accelerator, self.folder)
+        what = (self.cfg, self.data, self.backbone, accelerator, self.folder)
         self.record |= test_kept(*what, progress)
         self.record["peak_memory_mib"] = self.memory.mib()
         self.record["merged_speed_over_backbone"] = merged_speed(*what)
-        self.record |= progress.summary() | {
-            "total_seconds": progress.earlier_seconds + time.perf_counter() - self.began,
-            "status": "done",
-            "finished_at": now(),
-        }
+        seconds = progress.earlier_seconds + time.perf_counter() - self.began
+        self.record |= progress.summary() | {"total_seconds": seconds}
+        self.record |= {"status": "done", "finished_at": now()}
         self.claim.check()
         self.outcome = write_record(self.folder, self.record)
         tidy(self.folder)
         accelerator.wait_for_everyone()  # the other processes are done when the first has written this
-        say(
-            f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}: test {cfg.task.headline} "
-            f"{self.outcome['test'][cfg.task.headline]:.3f}, {self.outcome['total_seconds']:.0f} s"
-        )
-        self.close()
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """An error in this context ends this run and no other; it is recorded and becomes the outcome."""
-        try:
-            yield
-        except (Exception, Interrupted) as error:
-            self.fail(error)
-
-    def fail(self, error: Exception | Interrupted) -> None:
-        """End the run with this error. Its record says why, unless the folder holds other work or another's."""
-        may_record = self.record and self.is_active and not isinstance(error, RunTaken)
-        self.outcome = error
-        try:
-            if may_record and (self.is_recorded or not self.folder.exists()):
-                write_record(self.folder, self.record | failure(error))
-        except Exception as worse:  # such as a full disk
-            self.outcome = worse
+        say(result_line(self.cfg, self.outcome))
         self.close()
 
     def close(self) -> None:
         """Release signal handlers, memory and lease; calling it again does nothing."""
         self.while_training.close()
-        self.training = self.batches = self.upcoming = self.batch = self.data = self.backbone = None
-        self.resources.close()
+        self.training = self.batches = self.batch = self.data = self.backbone = None
+        super().close()
+
+
+def result_line(cfg: DictConfig, record: dict) -> str:
+    """What a finished run prints."""
+    score = record["test"][cfg.task.headline]
+    return (
+        f"{cfg.task.name} {cfg.adapter.name} seed {cfg.seed}: test {cfg.task.headline} {score:.3f}, "
+        f"{record['total_seconds']:.0f} s"
+    )

@@ -10,8 +10,9 @@ import pandas as pd
 from accelerate import Accelerator
 from omegaconf import DictConfig
 from peft import PeftModel
+from safetensors import SafetensorError
 
-from condlora.errors import DivergedError, UndefinedScore
+from condlora.errors import DivergedError, RunFolderError, UndefinedScore, first_line
 from condlora.files import write_atomically
 from condlora.glue.prepare import Data
 from condlora.models import methods
@@ -79,8 +80,18 @@ def _scores(cfg: DictConfig, data: Data, training: Training) -> dict[str, float 
 
 
 def keep(model: PeftModel, accelerator: Accelerator, folder: Path, progress: Progress) -> None:
-    """Save adapter and head as the run's result so far."""
+    """Save adapter and head as the run's result so far.
+
+    Raises:
+        RunFolderError: safetensors cannot write them, for example because the disk is full.
+    """
     progress.best_step, progress.best_epoch = progress.step, progress.epoch
     unwrapped = accelerator.unwrap_model(model)
     with accelerator.autocast():  # P-tuning computes its prompts when it is saved
-        write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
+        try:
+            write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
+        except SafetensorError as error:
+            raise RunFolderError(
+                f"The adapter cannot be written to {folder} ({first_line(error)}): free some space on the disk and run "
+                "the same command to resume."
+            ) from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +22,17 @@ from transformers import get_linear_schedule_with_warmup
 
 from condlora.errors import ConfigError
 from condlora.glue.batches import padder, training_batches
-from condlora.glue.prepare import Data
+from condlora.glue.prepare import Data, prepare
 from condlora.models import methods
 from condlora.models.adapters import add_adapter
-from condlora.models.backbones import Backbone, fresh_model
+from condlora.models.backbones import Backbone, fresh_model, load_backbone
 from condlora.models.warm_start import start_from
 from condlora.runs.recipe import recipe
 from condlora.training import distributed
-from condlora.training.device import round_frozen
-from condlora.training.evaluation import fit_to_batches
+from condlora.training.device import choose_attention, round_frozen
+from condlora.training.evaluation import collator, fit_to_batches
 from condlora.training.optimizer import adamw
-from condlora.training.state import Training
+from condlora.training.state import Progress, Training
 
 
 def num_labels(cfg: DictConfig) -> int:
@@ -78,6 +80,21 @@ def initialise(
     return fit_to_batches(model, cfg)
 
 
+def load(
+    cfg: DictConfig, seeds: dict[str, int], accelerator: Accelerator
+) -> tuple[Backbone, Data, PeftModel]:
+    """Backbone, data and the adapted model of a run; nothing is written.
+
+    Raises:
+        UserError: the settings do not fit the backbone, the data or the device.
+    """
+    backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
+    check_length(cfg, backbone)
+    choose_attention(cfg, backbone, accelerator)
+    data = prepare(cfg, accelerator.device)
+    return backbone, data, initialise(cfg, backbone, seeds, data)
+
+
 def count_parameters(model: PeftModel, backbone: Backbone) -> dict[str, int]:
     """Numbers of parameters: trainable in the adapter (as in the paper's Table 4), in the head, and all of the backbone."""
     trainable = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
@@ -85,6 +102,26 @@ def count_parameters(model: PeftModel, backbone: Backbone) -> dict[str, int]:
     total = sum(p.numel() for p in backbone.model.parameters())
     adapter = sum(trainable.values()) - head
     return {"trainable": adapter + head, "adapter": adapter, "head": head, "backbone": total}
+
+
+def prepare_training(
+    cfg: DictConfig, model: PeftModel, total_steps: int, accelerator: Accelerator
+) -> Training:
+    """The model on the run's device, with AdamW and its schedule for the trainable parameters."""
+    protocol = cfg.protocol
+    methods.begin(model, cfg.adapter, total_steps)
+    groups = methods.parameter_groups(model, cfg.adapter, protocol.learning_rate)
+    optimizer = adamw(groups, protocol.learning_rate, protocol.weight_decay, accelerator.device)
+    schedule = get_linear_schedule_with_warmup(
+        optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
+    )
+    # Every process takes its rows itself and sums the gradients, see `condlora.training.distributed`.
+    model = round_frozen(model, accelerator)
+    model = accelerator.prepare_model(model, evaluation_mode=distributed.processes() > 1)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    if cfg.runtime.trackers:
+        accelerator.init_trackers("condlora", config={"recipe": str(recipe(cfg))})
+    return Training(model, optimizer, schedule, accelerator, protocol.max_grad_norm)
 
 
 def evaluation_interval(protocol: DictConfig, epoch_steps: int, total_steps: int) -> int:
@@ -103,36 +140,53 @@ def evaluation_interval(protocol: DictConfig, epoch_steps: int, total_steps: int
     return total_steps // evaluations
 
 
-def prepare_training(
-    cfg: DictConfig,
-    model: PeftModel,
-    batches: DataLoader,
-    total_steps: int,
-    accelerator: Accelerator,
-) -> tuple[Training, DataLoader]:
-    """AdamW and its schedule for the trainable parameters, and the batches, all on the run's device."""
-    protocol = cfg.protocol
-    methods.begin(model, cfg.adapter, total_steps)
-    groups = methods.parameter_groups(model, cfg.adapter, protocol.learning_rate)
-    optimizer = adamw(groups, protocol.learning_rate, protocol.weight_decay, accelerator.device)
-    schedule = get_linear_schedule_with_warmup(
-        optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps
+def training_data(
+    cfg: DictConfig, data: Data, seeds: dict[str, int], accelerator: Accelerator
+) -> Batches:
+    """The run's training batches, on its device."""
+    loader = training_batches(
+        data.train,
+        collator(cfg, data),
+        batch_size=cfg.protocol.batch_size,
+        seed=seeds["data"],
     )
-    # Every process takes its rows itself and sums the gradients, see `condlora.training.distributed`.
-    model = round_frozen(model, accelerator)
-    model = accelerator.prepare_model(model, evaluation_mode=distributed.processes() > 1)
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    batches = prepare_data_loader(
-        batches,
+    loader = prepare_data_loader(
+        loader,
         accelerator.device,
         num_processes=1,
         process_index=0,
         put_on_device=True,
         non_blocking=True,
     )
-    if cfg.runtime.trackers:
-        accelerator.init_trackers("condlora", config={"recipe": str(recipe(cfg))})
-    return Training(model, optimizer, schedule, accelerator, protocol.max_grad_norm), batches
+    return Batches(loader, data)
+
+
+class Batches:
+    """Training batches in the order of the data stream; the labels of a regression are those that the loss uses."""
+
+    def __init__(self, loader: DataLoader, data: Data):
+        self.loader, self.data = loader, data
+        self.upcoming: Iterator[dict] = iter(())
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        return len(self.loader)
+
+    def next(self, progress: Progress) -> dict:
+        """The batch of the step after `progress.step`; call it once for each step. Sets `progress.epoch`."""
+        batch = next(self.upcoming, None)
+        if batch is None:  # begin the next epoch, or resume one in the middle
+            progress.epoch, done = divmod(progress.step, len(self))
+            self.loader.set_epoch(progress.epoch)
+            self.upcoming = islice(self.loader, done, None)
+            batch = next(self.upcoming)
+        return with_targets(batch, self.data)
+
+    def endless(self) -> Iterator[dict]:
+        """Batches without end, for timing."""
+        while True:
+            for batch in self.loader:
+                yield with_targets(batch, self.data)
 
 
 def with_targets(batch: dict, data: Data) -> dict:

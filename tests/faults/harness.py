@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,6 +51,17 @@ def broken_disk() -> None:
 
 def read_only_disk() -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), "runs")
+
+
+@contextlib.contextmanager
+def small_files(size: int = 1000) -> Iterator[None]:
+    """In this context a write beyond `size` bytes of a file fails in the kernel, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 WRITES = ((tempfile, "mkdtemp"), (Path, "write_text"), (os, "fsync"), (os, "replace"))

@@ -14,7 +14,17 @@ from condlora.errors import Interrupted
 from condlora.runs.record import read_record, run_folder
 from condlora.training import checkpoints
 from condlora.training import run as finetune
-from tests.faults.harness import KILLED, Stop, fault, full_disk, in_child, kill, left_behind, stop
+from tests.faults.harness import (
+    KILLED,
+    Stop,
+    fault,
+    full_disk,
+    in_child,
+    kill,
+    left_behind,
+    small_files,
+    stop,
+)
 from tests.tasks import compose_tiny, slow
 
 SETTINGS = (
@@ -217,6 +227,30 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(run_at, undisturbed, c
         finetune.run(cfg)
     assert "no checkpoint at step 2 ([Errno 28]" in capsys.readouterr().out
     assert left_behind(run_folder(cfg)) == undisturbed[0]
+
+
+def test_a_full_disk_within_safetensors_costs_the_checkpoint_and_not_the_run(
+    run_at, undisturbed, monkeypatch, capsys
+):
+    def full(*arguments, original=checkpoints.save_file):
+        with small_files():
+            original(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    cfg = run_at("full-within")
+    finetune.run(cfg)
+    assert "no checkpoint at step 2 (Error while serializing" in capsys.readouterr().out
+    assert left_behind(run_folder(cfg)) == undisturbed[0]
+
+
+def test_a_run_killed_after_its_last_step_ends_with_the_same_record(run_at, undisturbed):
+    cfg = run_at("last", "runtime.checkpoint_steps=7")
+    with pytest.raises(Stop), fault(stop, 1, [(finetune.Run, "_complete")]):
+        finetune.run(cfg)
+    assert finetune.run(cfg)["resumed_at_steps"] == [7]
+    found, expected = left_behind(run_folder(cfg)), undisturbed[0]
+    assert found["files"] == expected["files"]
+    assert {**found["record"], "runtime": None} == {**expected["record"], "runtime": None}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])

@@ -30,6 +30,7 @@ from condlora.models.baselines import attach
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
+from condlora.training import setup
 from condlora.training.device import make_accelerator
 from condlora.training.state import Progress
 from tests.faults.harness import Stop, fault, left_behind, stop
@@ -109,9 +110,9 @@ def under_another_name(cfg):
 
 def started(cfg):
     """The adapted model as training begins, and the backbone."""
-    backbone = load_backbone(cfg.backbone, num_labels=finetune.num_labels(cfg))
-    seeds = finetune.streams(cfg.seed, cfg.task.name)
-    return finetune.initialise(cfg, backbone, seeds, prepare(cfg)), backbone
+    backbone = load_backbone(cfg.backbone, num_labels=setup.num_labels(cfg))
+    seeds = setup.streams(cfg.seed, cfg.task.name)
+    return setup.initialise(cfg, backbone, seeds, prepare(cfg)), backbone
 
 
 def trained_and_resumed(whole):
@@ -304,8 +305,8 @@ def test_a_start_from_data_depends_on_the_data_stream_and_on_nothing_of_the_runt
     first, padded = start(), start("runtime.padding=max_length", "runtime.evaluation_batch_size=7")
     assert first.keys() == padded.keys()
     assert all(torch.equal(p, padded[n]) for n, p in first.items())
-    original = finetune.streams
-    monkeypatch.setattr(finetune, "streams", lambda *a: original(*a) | {"data": 12345})
+    original = setup.streams
+    monkeypatch.setattr(setup, "streams", lambda *a: original(*a) | {"data": 12345})
     other = start()
     assert first.keys() != other.keys() or not all(
         torch.equal(p, other[n]) for n, p in first.items()
@@ -578,9 +579,7 @@ def counted():
                 adapter.config, modules_to_save=["classifier"], _convert_="all"
             )
             model = attach(base, config, adapter, None)
-        found[adapter.name] = finetune.count_parameters(model, SimpleNamespace(model=base))[
-            "adapter"
-        ]
+        found[adapter.name] = setup.count_parameters(model, SimpleNamespace(model=base))["adapter"]
     return found
 
 

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from peft import LoraConfig, get_peft_model
-from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers import BertForSequenceClassification as Classifier
 from transformers.models.bert import modeling_bert
@@ -279,9 +278,7 @@ def test_a_training_step_waits_for_nothing(classifier, tiny_cells, monkeypatch, 
     )  # which compares values, once before the first step
     # There already, as going there makes other parameters than the optimizer knows, where going to a GPU does not.
     models = [pack(adapted(classifier("bert"), method, "bert")).to("meta") for method in methods]
-    trainings = [
-        setup.prepare_training(cfg, model, DataLoader([]), 6, accelerator)[0] for model in models
-    ]
+    trainings = [setup.prepare_training(cfg, model, 6, accelerator) for model in models]
     assert next(trainings[0].model.parameters()).device.type == "meta"
     inputs = send_to_device(batch(33) | {"lengths": LENGTHS}, "meta")
     members = [Member(training, dict(inputs)) for training in trainings]

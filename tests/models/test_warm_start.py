@@ -16,6 +16,7 @@ from condlora.models.backbones import load_backbone
 from condlora.runs.recipe import recipe, recipe_hash, recipe_of_any_seed
 from condlora.runs.record import run_folder, write_record
 from condlora.training import run as finetune
+from condlora.training import setup
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
 
 RATE = ("protocol.learning_rate=1e-2", "protocol.precision=no")
@@ -58,8 +59,8 @@ def mnli(tmp_path, method="lora"):
 
 def initial(cfg):
     backbone = load_backbone(cfg.backbone, num_labels=2)
-    seeds = finetune.streams(cfg.seed, cfg.task.name)
-    return get_peft_model_state_dict(finetune.initialise(cfg, backbone, seeds))
+    seeds = setup.streams(cfg.seed, cfg.task.name)
+    return get_peft_model_state_dict(setup.initialise(cfg, backbone, seeds))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,7 +85,7 @@ def test_a_run_stands_under_its_own_name_and_resumes_to_the_same_bits(begun, tmp
     weights = mnli(tmp_path, method) / "adapter/adapter_model.safetensors"
     assert (
         record["recipe"]["adapter"]["init_from"]
-        == finetune.hashlib.sha256(weights.read_bytes()).hexdigest()
+        == setup.hashlib.sha256(weights.read_bytes()).hexdigest()
     )
     undisturbed = left_behind(run_folder(cfg))
     shutil.rmtree(run_folder(cfg))

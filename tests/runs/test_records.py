@@ -6,6 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from condlora.errors import ConfigError, UndefinedScore
+from condlora.glue.prepare import prepare
 from condlora.glue.sources import load_text
 from condlora.grid import cells as grid
 from condlora.runs.recipe import RECIPE_GROUPS, recipe, recipe_hash
@@ -78,7 +79,7 @@ def test_validation_limit_is_recorded_and_keeps_the_first_of_the_held_out_tenth(
     (whole,), (limited,) = (
         tiny_cells("task=rte", *words) for words in ((), ("+protocol.validation_limit=30",))
     )
-    data, fewer = finetune.prepare(whole), finetune.prepare(limited)
+    data, fewer = prepare(whole), prepare(limited)
     assert fewer.description["counts"]["validation"] == 30
     assert fewer.validation.lengths == data.validation.lengths[:30]
     kept = fewer.validation.tokens["input_ids"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from peft import PeftModelForSequenceClassification as Classifier
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from condlora.errors import ConfigError, DeviceError, DivergedError, RunFolderError, UndefinedScore
 from condlora.glue.prepare import prepare
@@ -19,6 +19,7 @@ from condlora.runs.record import read_record, run_folder
 from condlora.training import device, evaluation, selection, setup
 from condlora.training import run as finetune
 from condlora.training import step as stepping
+from tests.faults.harness import small_files
 
 
 def one(tiny_cells, *overrides):
@@ -89,15 +90,15 @@ def test_each_random_stream_matters(tiny_cells, tmp_path, monkeypatch, stream):
 def test_lora_and_condlora_of_one_seed_share_head_and_batches(tiny_cells, monkeypatch):
     """What makes the comparison paired."""
     heads, batches = [], []
-    original = finetune.training_batches
+    original = setup.training_batches
     monkeypatch.setattr(
-        finetune,
+        setup,
         "training_batches",
         lambda *a, **k: batches.append(original(*a, **k)) or batches[-1],
     )
     for cfg in tiny_cells("task=rte", "adapter=lora,condlora"):
         backbone = load_backbone(cfg.backbone, num_labels=2)
-        model = finetune.initialise(cfg, backbone, finetune.streams(cfg.seed, cfg.task.name))
+        model = setup.initialise(cfg, backbone, setup.streams(cfg.seed, cfg.task.name))
         heads.append([p for n, p in model.named_parameters() if "modules_to_save" in n])
         finetune.run(cfg)
     assert all(torch.equal(a, b) for a, b in zip(*heads, strict=True))
@@ -106,12 +107,9 @@ def test_lora_and_condlora_of_one_seed_share_head_and_batches(tiny_cells, monkey
 
 
 def test_streams_depend_on_seed_and_task_and_on_nothing_else():
-    assert finetune.streams(0, "rte") == finetune.streams(0, "rte")
+    assert setup.streams(0, "rte") == setup.streams(0, "rte")
     seeds = {
-        s
-        for seed in (0, 1)
-        for task in ("rte", "cola")
-        for s in finetune.streams(seed, task).values()
+        s for seed in (0, 1) for task in ("rte", "cola") for s in setup.streams(seed, task).values()
     }
     assert len(seeds) == 12
 
@@ -196,7 +194,7 @@ def test_frozen_layers_held_in_half_precision_change_no_bit(
 def test_layers_of_an_adapter_or_under_it_stay_whole(tiny_cells, adapter):
     cfg = one(tiny_cells, "task=rte", f"adapter={adapter}", "protocol.precision=bf16")
     backbone = load_backbone(cfg.backbone, num_labels=2)
-    model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
+    model = setup.initialise(cfg, backbone, setup.streams(0, "rte"))
     model = device.round_frozen(model, device.make_accelerator(cfg))
     layer = model.base_model.model.bert.encoder.layer[0]
     assert layer.intermediate.dense.weight.dtype == torch.bfloat16
@@ -471,7 +469,7 @@ def test_tracker_that_is_not_installed_is_said(tiny_cells, monkeypatch):
     ],
 )
 def test_evaluations_come_by_steps_or_as_equal_parts_of_the_run(settings, interval):
-    assert finetune.evaluation_interval(OmegaConf.create(settings), 300, 4800) == interval
+    assert setup.evaluation_interval(OmegaConf.create(settings), 300, 4800) == interval
 
 
 def test_a_run_that_has_no_equal_parts_is_refused(tiny_cells):
@@ -481,3 +479,53 @@ def test_a_run_that_has_no_equal_parts_is_refused(tiny_cells):
     (cfg,) = tiny_cells("task=rte", "+protocol.evaluations=2")
     finetune.run(cfg)
     assert pd.read_csv(run_folder(cfg) / "curve.csv")["step"].tolist() == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        pytest.param("ACCELERATE_MIXED_PRECISION", "bf16", marks=pytest.mark.slow),
+        pytest.param("ACCELERATE_DYNAMO_BACKEND", "EAGER", marks=pytest.mark.slow),
+    ],
+)
+def test_variables_that_accelerate_reads_change_no_weight(
+    tiny_cells, tmp_path, monkeypatch, name, value
+):
+    plain, changed = (
+        one(tiny_cells, "task=rte", "protocol.precision=no", f"runs={tmp_path}/{n}") for n in "ab"
+    )
+    finetune.run(plain)
+    monkeypatch.setenv(name, value)
+    finetune.run(changed)
+    assert same_tensors(adapter_of(plain), adapter_of(changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "ACCELERATE_USE_DEEPSPEED is set .*: unset it"),
+        ("ACCELERATE_USE_FSDP", "true", "ACCELERATE_USE_FSDP is set .*: unset it"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "ACCELERATE_USE_MEGATRON_LM is set .*: unset it"),
+        ("ACCELERATE_TORCH_DEVICE", "meta", "makes accelerate use meta: unset"),
+    ],
+)
+def test_variables_that_ask_accelerate_for_another_step_or_device_are_refused(
+    tiny_cells, monkeypatch, name, value, message
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        device.make_accelerator(one(tiny_cells, "task=rte", "runtime.device=cpu"))
+
+
+def test_adapter_that_cannot_be_written_fails_the_run_with_a_sentence(tiny_cells, monkeypatch):
+    def full(model, path):
+        path.mkdir()
+        with small_files():
+            save_file({"weight": torch.zeros(10_000)}, path / "adapter_model.safetensors")
+
+    monkeypatch.setattr(selection, "save_adapter", full)
+    cfg = one(tiny_cells, "task=rte")
+    with pytest.raises(RunFolderError, match=r"cannot be written .*: free some space on the disk"):
+        finetune.run(cfg)
+    assert read_record(run_folder(cfg))["status"] == "failed"

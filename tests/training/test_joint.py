@@ -1,6 +1,8 @@
 """Runs trained together: each comes to what it comes to alone."""
 
 import contextlib
+import copy
+import itertools
 import math
 import os
 import signal
@@ -22,7 +24,7 @@ from condlora.grid.cells import companions
 from condlora.models.packing import pack
 from condlora.runs.lease import Claim
 from condlora.runs.record import read_record, run_folder
-from condlora.training import compatibility, joint
+from condlora.training import checkpoints, compatibility, joint, setup, timing
 from condlora.training import run as finetune
 from condlora.training import step as stepping
 from condlora.training.state import Training
@@ -417,6 +419,29 @@ def test_each_run_of_a_fleet_is_timed_alone_which_changes_no_companions_bits(
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
+@pytest.mark.parametrize("name", ["lora", "condlora"])
+def test_timing_a_run_alone_leaves_it_and_the_generators_as_they_were(tiny_bert, monkeypatch, name):
+    run = training(tiny_bert, name, 0, torch.float32, dropout=0.1)
+    steps([run], 2, together=False)
+    before, settings = run.tensors(), copy.deepcopy(run.settings())
+    progress = copy.deepcopy(run.progress)
+    norms = []
+
+    def watched(training, original=timing.clip_and_step):
+        original(training)
+        norms.append(sum(float(p.detach().norm()) for p in training.trainable.values()))
+
+    monkeypatch.setattr(timing, "clip_and_step", watched)
+    assert timing.speed_alone(run, (batch(i) for i in itertools.count())) > 0
+    assert len(set(norms)) == timing.WARM_UP_STEPS + timing.TIMED_STEPS  # each step trains
+    after = run.tensors()
+    assert before.keys() == after.keys() and {"random.cpu", "optimizer.0.exp_avg"} <= before.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    assert run.settings() == settings
+    assert run.progress == progress
+    assert all(parameter.grad is None for parameter in run.trainable.values())
+
+
 def test_a_fleet_of_one_is_the_single_run(tiny_cells, tmp_path, passes):
     (cfg,) = tiny_cells("task=rte")
     (other,) = tiny_cells("task=rte", f"runs={tmp_path}/other")
@@ -441,6 +466,36 @@ def test_a_run_that_fails_or_is_done_leaves_and_the_others_go_on(tiny_cells, tmp
     (alone,) = tiny_cells(*words, "seed=0", f"runs={tmp_path}/alone")
     finetune.run(alone)
     assert_equal_but_for_rounding(good, alone, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "nth"),
+    [
+        (setup.Batches, "next", 4),
+        (stepping, "_after_optimizer", 4),
+        pytest.param(finetune, "validate", 2, marks=pytest.mark.slow),
+        pytest.param(checkpoints.Checkpoints, "save", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_in_one_run_is_recorded_and_ends_no_other(
+    tiny_cells, monkeypatch, place, name, nth
+):
+    """Calls alternate between the two runs, so that every even one is of the second."""
+    calls, original = [], getattr(place, name)
+
+    def breaks(*arguments):
+        calls.append(name)
+        if len(calls) == nth:
+            raise RuntimeError("broken")
+        return original(*arguments)
+
+    monkeypatch.setattr(place, name, breaks)
+    cells = tiny_cells("task=rte", "seed=0,1", "runtime.checkpoint_steps=2")
+    record, error = finetune.run_together(list(cells))
+    assert record["status"] == "done"
+    assert isinstance(error, RuntimeError)
+    failed = read_record(run_folder(cells[1]))
+    assert (failed["status"], failed["reason"]) == ("failed", "RuntimeError: broken")
 
 
 def test_a_run_that_does_not_fit_in_is_trained_alone_beside_the_others(tiny_cells, passes):

@@ -19,6 +19,7 @@ from condlora.models.adapters import load_run
 from condlora.models.backbones import load_backbone
 from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
+from condlora.training import setup
 from condlora.tuner import layer_factors
 from condlora.tuner.io.card import model_card
 from condlora.tuner.layer import CondLoraLayer
@@ -902,14 +903,14 @@ def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
     (cfg,) = tiny_cells("task=rte", f"adapter={adapter}", "protocol.learning_rate=1e-3")
     assert cfg.adapter.name == adapter
     backbone = load_backbone(cfg.backbone, num_labels=2)
-    model = finetune.initialise(cfg, backbone, finetune.streams(0, "rte"))
+    model = setup.initialise(cfg, backbone, setup.streams(0, "rte"))
     config = model.peft_config["default"]
     assert adapter.startswith(config.method)
     # Conditional AdaLoRA is pruned to 8; of Conditional PiSSA half is W's own.
     assert config.r == {"cond_adalora": 12, "cond_pissa": 16}.get(adapter, 8)
     assert config.use_dora == (adapter == "condlora_dora")
     assert config.use_rslora == (adapter == "condlora_rslora")
-    assert finetune.count_parameters(model, backbone)["adapter"] == sum(
+    assert setup.count_parameters(model, backbone)["adapter"] == sum(
         parameter.numel() for parameter in trained(model).values()
     )
 
@@ -953,7 +954,7 @@ def test_runs_of_different_seeds_draw_different_matrices(tiny_cells):
             "task=rte", "adapter=condlora_random", "protocol.learning_rate=1e-3", f"seed={seed}"
         )
         backbone = load_backbone(cfg.backbone, num_labels=2)
-        model = finetune.initialise(cfg, backbone, finetune.streams(seed, "rte"))
+        model = setup.initialise(cfg, backbone, setup.streams(seed, "rte"))
         seeds.add(model.peft_config["default"].options["seed"])
     assert len(seeds) == 2
 
