@@ -46,11 +46,9 @@ def command(
         def main() -> None:
             words = sys.argv[1:]
             if {"--help", "-h"} & set(words):
-                print(usage.help_text(sys.modules[function.__module__].__doc__, config))
-                return
+                return _print(usage.help_text(sys.modules[function.__module__].__doc__, config))
             if "--groups" in words:
-                print(usage.groups_text())
-                return
+                return _print(usage.groups_text())
             debug = "--debug" in words or bool(os.environ.get("HYDRA_FULL_ERROR"))
             words = [_with_time(word) for word in words if word != "--debug"]
             sys.argv[1:] = words
@@ -66,8 +64,8 @@ def command(
                     checks = (None, None) if asks_hydra else (before, after)
                     _run(function, config, overrides, *checks, with_grid=with_grid)
                 sys.stdout.flush()
-            except BrokenPipeError:  # the reader, such as `head`, has what it wants
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except BrokenPipeError:
+                _stop_printing()
             except KeyboardInterrupt as error:
                 print(
                     "interrupted: run the same command to resume; finished runs are kept.",
@@ -89,6 +87,18 @@ def command(
         return main
 
     return decorate
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _stop_printing()
+
+
+def _stop_printing() -> None:
+    """The reader of the output, such as `head`, has what it wants: the rest goes nowhere, and quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(

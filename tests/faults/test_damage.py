@@ -44,7 +44,7 @@ def test_every_file_of_a_run_is_watched(done, tmp_path, damage):
     shutil.copytree(folder, whole)
     for name in (*REQUIRED_FILES, "record.json"):
         damage(folder / name)
-        cell = grid.inspect(done)
+        cell = grid.state_of(grid.planned(done), verify=True)
         assert cell.state == "damaged", name
         assert name in cell.reason and "run the same training command again" in cell.reason
         shutil.rmtree(folder)
