@@ -30,7 +30,7 @@ from condlora.models.baselines import attach
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
-from condlora.training import setup
+from condlora.training import selection, setup
 from condlora.training.device import make_accelerator
 from condlora.training.state import Progress
 from tests.faults.harness import Stop, fault, left_behind, stop
@@ -662,8 +662,8 @@ def test_prefixes_are_refused_where_a_backbone_takes_none(tiny_cells, family):
 @pytest.mark.parametrize("method", ["adalora", "cond_adalora"])
 def test_adalora_keeps_no_checkpoint_from_before_its_pruning_ended(cell, method, monkeypatch):
     scores = iter([0.9, *[0.1] * 11])  # the best of all is at step 1
-    monkeypatch.setattr(finetune, "score", lambda *_: {"pearson": next(scores)})
-    monkeypatch.setattr(finetune, "test", lambda *_: {"test": {"pearson": 0.0}})
+    monkeypatch.setattr(selection, "score", lambda *_: {"pearson": next(scores)})
+    monkeypatch.setattr(finetune, "test_kept", lambda *_: {"test": {"pearson": 0.0}})
     cfg = cell(method, "protocol.max_steps=12", "protocol.evaluate_every=1")
     assert finetune.run(cfg)["best"]["step"] == 6  # its schedule ends at half of the steps
 
