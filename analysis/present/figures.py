@@ -18,6 +18,7 @@ from matplotlib.image import AxesImage
 from analysis.present.typeset import CSV_FORMAT
 from analysis.study.names import METHOD_NAMES, label
 
+plt.rcdefaults()  # a matplotlibrc of the user's must not change a figure
 plt.rcParams.update(
     {
         "font.size": 9,

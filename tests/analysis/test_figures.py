@@ -1,5 +1,9 @@
 """Figure 1: its numbers, its baselines, and files that are byte-equal when made again."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,7 @@ from analysis.present import figures, score_figures
 from analysis.present import glue_scores as present_glue_scores
 from analysis.study import names, scores
 from analysis.study.stacks import load_stacks
+from tests.tasks import ROOT
 
 
 @pytest.fixture
@@ -193,3 +198,24 @@ def test_a_methods_rank_is_part_of_its_name_and_no_two_methods_look_alike():
     styles = [figures.method_style(method, listed) for method in listed]
     for key in ("color", "marker", "label"):
         assert len({style[key] for style in styles}) == 5
+
+
+def test_a_figure_depends_on_no_setting_of_the_user(tmp_path):
+    """Neither a backend that does not exist here nor a matplotlibrc changes a byte."""
+    code = (
+        "from pathlib import Path; import sys; import pandas as pd\n"
+        "from analysis.present.figures import save; import matplotlib.pyplot as plt\n"
+        "fig, ax = plt.subplots(); ax.plot([1, 2], [3, 4]); ax.set_title('t')\n"
+        "save(fig, Path(sys.argv[1]) / 'figure', pd.DataFrame({'x': [1]}))\n"
+    )
+    made = []
+    for name, extra in (("plain", {}), ("odd", {"MPLBACKEND": "module://nowhere.backend"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        if extra:
+            (folder / "matplotlibrc").write_text("font.size: 30\nlines.linewidth: 9\n")
+        env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT)}
+        env |= extra
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=folder, env=env)
+        made.append((folder / "figure.png").read_bytes())
+    assert made[0] == made[1]
