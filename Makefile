@@ -39,6 +39,14 @@ reproduce-glue: machine $(INSTALLED) ## fine-tune what is missing of a PROFILE, 
 report: $(INSTALLED) ## tables, figures and report of a PROFILE's finished runs
 	@$(BIN)/python analysis/report.py profile=$(PROFILE)
 
+.PHONY: reference
+reference: ## for maintainers: copy the results of a PROFILE to results/reference, to be committed
+	@test -d results/$(PROFILE) || { echo 'error: results/$(PROFILE) does not exist: run make report PROFILE=$(PROFILE) first.' >&2; exit 2; }
+	@mkdir -p results/reference/$(PROFILE)
+	@cd results/$(PROFILE); for part in tables figures claims.json report.html report.md search.csv; do \
+	  if [ -e $$part ]; then rm -rf ../reference/$(PROFILE)/$$part; cp -r $$part ../reference/$(PROFILE)/; fi; done
+	$(BIN)/python scripts/update_docs.py
+
 .PHONY: list
 list: $(INSTALLED) ## the runs of a PROFILE: done, stale, failed or missing, and the time that remains
 	@$(BIN)/python scripts/list.py profile=$(PROFILE)

@@ -61,7 +61,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """Do the trials that are missing, write them to `<results>/<profile>/search.csv` and return them.
 
     One row a trial, see `row`, and `chosen`: the rate with the study's best score, the lower one of equals. The
-    file keeps the studies that this search has none of. The chosen rates of all its studies go to the profile's file
+    file keeps the studies that this search has none of, at first those of `<results>/reference/<profile>/search.csv`. The chosen rates of all its studies go to the profile's file
     of rates, see `write_rates`.
 
     Raises:
@@ -83,7 +83,9 @@ def search(cfg: DictConfig) -> pd.DataFrame:
             tables = list(pool.map(functools.partial(call_in_worker, run_study), studies))
     table = pd.concat([choose(table) for table in tables], ignore_index=True)
     path = Path(cfg.results) / cfg.profile / "search.csv"
-    written = pd.concat([studies_beside(table, path), table], ignore_index=True)
+    reference = Path(cfg.results) / "reference" / cfg.profile / "search.csv"
+    before = studies_beside(table, path if path.exists() else reference)
+    written = pd.concat([before, table], ignore_index=True)
     write_atomically(path, lambda path: written.to_csv(path, index=False))
     if cfg.profile != "adhoc":  # which reads none
         write_rates(cfg, written)

@@ -1,4 +1,4 @@
-"""Write the tables in docs/ that repeat results, from the committed files: `python scripts/update_docs.py [--check]`.
+"""Write the tables in docs/ that repeat results, from results/reference: `python scripts/update_docs.py [--check]`.
 
 Between `<!-- table NAME -->` and `<!-- end -->` stands what the function NAME below gives. --check changes nothing
 and ends with status 1 where a table is not up to date.
@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "results" / "reference"
 MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CONTROLS = {
     "condlora_random": "A Gaussian matrix of W₀'s scale in W₀'s place",

@@ -213,9 +213,12 @@ def test_every_study_has_the_same_number_of_trials(tmp_path, stand_in):
     assert not done
 
 
-def test_file_keeps_the_studies_of_other_methods(tmp_path, stand_in):
+@pytest.mark.parametrize("before", ["adhoc", "reference/adhoc"])
+def test_file_keeps_the_studies_of_other_methods(tmp_path, stand_in, before):
     stand_in(lambda rate: [rate])
     search.search(settings(tmp_path, "adapter=lora,condlora"))
+    (tmp_path / "results" / before).parent.mkdir(exist_ok=True)
+    (tmp_path / "results/adhoc").rename(tmp_path / "results" / before)
     stand_in(lambda rate: [1 - rate])
     search.search(settings(tmp_path, "adapter=lora", "protocol.batch_size=8"))
     written = pd.read_csv(tmp_path / "results/adhoc/search.csv")
@@ -236,7 +239,7 @@ def test_search_seed_is_in_no_profile():
         assert str(seed) not in str(params.get("seed", "")).split(",")
 
 
-SEARCHES = sorted(ROOT.glob("results/*/search.csv"))
+SEARCHES = sorted(ROOT.glob("results/reference/*/search.csv"))
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.parent.name)
