@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/amplification.py profile=embedded
-    python analysis/amplification.py profile=embedded results=/tmp/results
+    python analysis/amplification.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

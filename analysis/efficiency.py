@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/efficiency.py profile=embedded
-    python analysis/efficiency.py profile=embedded results=/tmp/results
+    python analysis/efficiency.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

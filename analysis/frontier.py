@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/frontier.py profile=embedded
-    python analysis/frontier.py profile=embedded results=/tmp/results
+    python analysis/frontier.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

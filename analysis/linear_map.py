@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/linear_map.py profile=embedded
-    python analysis/linear_map.py profile=embedded results=/tmp/results
+    python analysis/linear_map.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/lora_subspace.py profile=embedded
-    python analysis/lora_subspace.py profile=embedded results=/tmp/results
+    python analysis/lora_subspace.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

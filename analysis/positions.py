@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/positions.py profile=embedded
-    python analysis/positions.py profile=embedded results=/tmp/results
+    python analysis/positions.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

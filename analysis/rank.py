@@ -2,7 +2,7 @@
 
 Examples:
     python analysis/rank.py profile=embedded
-    python analysis/rank.py profile=embedded results=/tmp/results
+    python analysis/rank.py profile=embedded results=results/other
 """
 
 from omegaconf import DictConfig

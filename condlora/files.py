@@ -15,7 +15,7 @@ SCRATCH = ".writing-"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file or folder beside `path`, then put it in place in one step.
+    """Let `write` fill a file or folder next to `path`, then put it in place in one step.
 
     On return it is on the disk and not in memory alone. A folder that was there is gone for the instant between
     two renames: what must outlast a kill in that instant is also in a checkpoint.

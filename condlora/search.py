@@ -4,7 +4,7 @@ A study is one task and method, a trial one rate and seed: a run of `condlora.tr
 `<runs>/search`. A rate's score is the mean over its seeds. Every study follows one rule: first the same few rates; then,
 where the settings ask for it, `further` rates, each where those before it point (`next_rate`), since the best rates of
 methods lie far apart; then rates beyond the lowest or highest one as long as that is the best (`extend`); then the two
-rates beside the best by a factor of sqrt 2 (`refine`). Nothing is random: a search that was killed comes to the same
+rates next to the best by a factor of sqrt 2 (`refine`). Nothing is random: a search that was killed comes to the same
 trials when it is started again.
 
 The chosen rates are written to `configs/rates/<profile>.yaml`, which a profile reads with the entry
@@ -84,8 +84,8 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     table = pd.concat([choose(table) for table in tables], ignore_index=True)
     path = Path(cfg.results) / cfg.profile / "search.csv"
     reference = Path(cfg.results) / "reference" / cfg.profile / "search.csv"
-    before = studies_beside(table, path if path.exists() else reference)
-    written = pd.concat([before, table], ignore_index=True)
+    others = studies_of_others(table, path if path.exists() else reference)
+    written = pd.concat([others, table], ignore_index=True)
     write_atomically(path, lambda path: written.to_csv(path, index=False))
     if cfg.profile != "adhoc":  # which reads none
         write_rates(cfg, written)
@@ -140,12 +140,12 @@ def command_of(cfg: DictConfig) -> str:
 
 
 def begin_worker(jobs: int) -> None:
-    """Share the cores among so many processes: with all of them in each, a trial took four times as long."""
+    """Share the cores among `jobs` processes: with all cores in each process, a trial took four times as long."""
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     leave_with_parent()
 
 
-def studies_beside(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def studies_of_others(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The rows of a search's file that are of other tasks and methods than a table's."""
     if not path.exists():
         return table.iloc[:0]
@@ -287,7 +287,7 @@ def next_rate(scores: Scores) -> float:
     """The rate to try after these, of two digits; a score is None where the trial failed.
 
     Beyond the best, as far as its neighbour is, where it is the lowest or highest yet; else in the middle, by ratio, of the
-    wider gap beside it, or of the one on the side of the better score. Where all failed: below them, then above.
+    wider gap next to it, or of the one on the side of the better score. Where all failed: below them, then above.
     """
     rates = sorted(scores)
     value = {rate: value_of(scores, rate) for rate in rates}
@@ -300,11 +300,11 @@ def next_rate(scores: Scores) -> float:
     elif at == len(rates) - 1:
         found = rates[-1] ** 2 / rates[-2]
     else:
-        beside = max(
+        neighbour = max(
             (rates[at - 1], rates[at + 1]),
             key=lambda rate: (round(abs(math.log(rate / best)), 1), value[rate]),
         )
-        found = math.sqrt(best * beside)
+        found = math.sqrt(best * neighbour)
     return float(f"{found:.2g}")
 
 

@@ -137,7 +137,7 @@ def _panels(result: ConversionSimilarity, module: str, columns: list[Column]) ->
 def _runs_drawn(result: ConversionSimilarity, module: str, columns: list[Column]) -> int:
     """How many maps a panel averages at most: as many draws of a baseline as there are seeds.
 
-    Panels averaged over all draws would look smooth beside a few seeds for that reason alone.
+    Panels averaged over all draws would look smoother than panels averaged over a few seeds, for that reason alone.
     """
     return max(
         len(result.maps[module, "A", c.source, c.task]) for c in columns if c.source == TRAINED

@@ -32,7 +32,7 @@ def command(
     with_grid: bool = False,
     composes: bool = True,
 ):
-    """Decorate `main(cfg)` as the command configured by `configs/<config>.yaml` and the groups beside it.
+    """Decorate `main(cfg)` as the command configured by `configs/<config>.yaml` and the groups next to it.
 
     `before` is called with the command line's overrides before Hydra starts, to refuse what cannot run;
     `after` when all jobs have ended, to say what they came to.

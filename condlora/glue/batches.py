@@ -41,7 +41,7 @@ class Encoded:
         truncated: int = 0,
         device: torch.device = CPU,
     ) -> Encoded:
-        """From the tokenizer's outputs of each example; masks are made anew for each batch."""
+        """From the tokenizer's outputs of each example; masks are made for each batch."""
         names = [name for name in rows[0] if name != "attention_mask"]
         tokens = {
             name: torch.tensor(list(chain.from_iterable(row[name] for row in rows)), device=device)

@@ -94,7 +94,7 @@ def _load(data: DictConfig) -> datasets.DatasetDict:
         ) from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise NetworkError(
-            f"{data.dataset} (revision {data.revision[:8]}) is neither cached nor to be had from the hub "
+            f"{data.dataset} (revision {data.revision[:8]}) is not cached and could not be downloaded from the hub "
             f"({type(error).__name__}): go online once, or use data=files."
         ) from error
 

@@ -116,8 +116,8 @@ def _counts(task: Task, splits: Splits) -> dict:
 
 
 def majority_score(task: Task, splits: Splits) -> float | None:
-    """Test accuracy of always saying the commonest training label; None where the headline is a correlation."""
+    """Test accuracy of always predicting the majority class of the training set; None unless the headline is accuracy."""
     if task.headline != "accuracy":
         return None
-    commonest = np.bincount(splits.train["label"][:]).argmax()
-    return float(np.mean(np.asarray(splits.test["label"][:]) == commonest))
+    majority = np.bincount(splits.train["label"][:]).argmax()
+    return float(np.mean(np.asarray(splits.test["label"][:]) == majority))

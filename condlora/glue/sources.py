@@ -74,7 +74,7 @@ def _from_hub(data: DictConfig, task: Task) -> datasets.DatasetDict:
         return datasets.load_dataset(data.dataset, task.name, revision=data.revision)
     except (OSError, datasets.exceptions.DatasetsError) as error:  # connection errors are OSErrors
         raise NetworkError(
-            f"{data.dataset} ({task.name}, revision {data.revision[:8]}) is neither cached nor to be had from "
+            f"{data.dataset} ({task.name}, revision {data.revision[:8]}) is not cached and could not be downloaded from "
             f"the hub ({type(error).__name__}): go online once, or use data=directory or data=synthetic."
         ) from error
 

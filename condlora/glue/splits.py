@@ -45,7 +45,7 @@ def make_splits(
 
     `validation`: "tenth_of_train", or "test" for the authors' second recipe, which trains on the whole
     training set and draws its curve on GLUE's validation set. A user's text may bring a validation split, which then
-    takes the tenth's place. `limit`: at most so many rows of the validation set are used, its first ones; the rest
+    takes the tenth's place. `limit`: the maximum number of rows of the validation set, its first ones; the rest
     of it is not trained on. `test_rows_from_train`: this number of rows of the shuffled training set, those after the
     validation tenth, become further test rows in place of training rows.
 

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from condlora.errors import DivergedError, RunFolderError, UndefinedScore, first_line
 from condlora.files import write_atomically
 from condlora.glue.prepare import Data
-from condlora.models import methods
 from condlora.models.adapters import save_adapter
+from condlora.models.baselines import baseline_of
 from condlora.training.evaluation import batch_size, predict, score
 from condlora.training.state import Progress, Training
 
@@ -43,7 +43,7 @@ def validate(cfg: DictConfig, data: Data, training: Training, folder: Path) -> N
     progress.loss_sum, progress.loss_steps = 0.0, 0
     scores = _scores(cfg, data, training)
     headline = scores[data.task.headline]
-    may_be_kept = methods.may_be_kept(training.unwrapped, progress.step)
+    may_be_kept = baseline_of(training.unwrapped).may_be_kept(progress.step)
     improved = (
         may_be_kept
         and headline is not None

@@ -23,9 +23,9 @@ from transformers import get_linear_schedule_with_warmup
 from condlora.errors import ConfigError
 from condlora.glue.batches import padder, training_batches
 from condlora.glue.prepare import Data, prepare
-from condlora.models import methods
 from condlora.models.adapters import add_adapter
 from condlora.models.backbones import Backbone, fresh_model, load_backbone
+from condlora.models.baselines import baseline_of
 from condlora.models.warm_start import start_from
 from condlora.runs.recipe import recipe
 from condlora.training import distributed
@@ -109,8 +109,8 @@ def prepare_training(
 ) -> Training:
     """The model on the run's device, with AdamW and its schedule for the trainable parameters."""
     protocol = cfg.protocol
-    methods.begin(model, cfg.adapter, total_steps)
-    groups = methods.parameter_groups(model, cfg.adapter, protocol.learning_rate)
+    baseline_of(model).begin(total_steps)
+    groups = baseline_of(model).parameter_groups(protocol.learning_rate)
     optimizer = adamw(groups, protocol.learning_rate, protocol.weight_decay, accelerator.device)
     schedule = get_linear_schedule_with_warmup(
         optimizer, math.ceil(protocol.warmup_ratio * total_steps), total_steps

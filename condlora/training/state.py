@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from condlora.models import methods
+from condlora.models.baselines import baseline_of
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Training:
         found = {f"parameter.{name}": p.detach() for name, p in self.trainable.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-        found |= {f"method.{name}": t for name, t in methods.state(self.model).items()}
+        found |= {f"method.{name}": t for name, t in baseline_of(self.model).state().items()}
         found["random.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             for index, state in enumerate(torch.cuda.get_rng_state_all()):
@@ -128,7 +128,7 @@ class Training:
             for name, parameter in self.trainable.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
         own = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
-        methods.load_state(self.model, own)
+        baseline_of(self.model).load_state(own)
         moments: dict[int, dict] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")

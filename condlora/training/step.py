@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from condlora.errors import DeviceError
-from condlora.models import methods
+from condlora.models.baselines import baseline_of
 from condlora.training import distributed
 from condlora.training.bars import say
 from condlora.training.joint import joint_gradients
@@ -156,5 +156,5 @@ def _in_memory(take_step: Callable[[Any], None], argument: Any) -> None:
 def _after_optimizer(training: Training) -> None:
     """The schedule, and what the method does while the gradients are still there (AdaLoRA prunes by them)."""
     training.schedule.step()
-    methods.after_step(training.unwrapped, training.progress.step + 1)
+    baseline_of(training.unwrapped).after_step(training.progress.step + 1)
     training.optimizer.zero_grad()

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from condlora.glue.prepare import Data
-from condlora.models import methods
 from condlora.models.adapters import base_for, load_adapter
 from condlora.models.backbones import Backbone
+from condlora.models.baselines import baseline_of
 from condlora.training.evaluation import collator, fit_to_batches, inputs_of
 from condlora.training.state import Training, unchanged
 from condlora.training.step import clip_and_step, gradients
@@ -55,14 +55,14 @@ def merged_speed(
 ) -> float | None:
     """Inference throughput after merging, relative to the backbone: 1 where a merged adapter costs nothing.
 
-    None for a method that cannot be merged, see `condlora.models.methods.merged`. Both models take the first
+    None for a method that cannot be merged, see `condlora.models.baselines`. Both models take the first
     TIMED_EXAMPLES of the test set in turns; the median over TIMED_ROUNDS ratios is robust against a machine that
     becomes slower meanwhile.
     """
     alone = copy.deepcopy(backbone.model).to(accelerator.device)
     base = base_for(backbone, cfg.adapter)
     adapted = load_adapter(base, folder / "adapter").to(accelerator.device)
-    merged = methods.merged(adapted)
+    merged = baseline_of(adapted).merged()
     if merged is None:
         return None
     first = range(min(TIMED_EXAMPLES, len(data.test)))

@@ -23,10 +23,9 @@ from analysis.study.selection import open_study
 from condlora.errors import ConfigError, UserError
 from condlora.glue.prepare import prepare
 from condlora.grid.cells import compose_cells
-from condlora.models import methods
 from condlora.models.adapters import load_adapter, load_factors, load_run, save_adapter
 from condlora.models.backbones import load_backbone
-from condlora.models.baselines import attach
+from condlora.models.baselines import attach, baseline_of
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
@@ -153,7 +152,7 @@ def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
     assert all(torch.equal(p, end[n]) for n, p in frozen.items() if ".original_module." not in n)
 
     adapted = logits(after)
-    merged = methods.merged(after)
+    merged = baseline_of(after).merged()
     if merged is not None:
         torch.testing.assert_close(logits(merged), adapted, rtol=1e-3, atol=1e-5)
         assert type(merged) is type(before.get_base_model())
@@ -198,15 +197,15 @@ def test_adalora_prunes_to_its_target_and_resumes_after_that_too(cell, method, e
 def test_adaloras_schedule_is_in_the_runs_own_steps(cell):
     cfg = cell("adalora")
     model, _ = started(cfg)
-    methods.begin(model, cfg.adapter, 5000)
+    baseline_of(model).begin(5000)
     config = model.peft_config["default"]
     assert (config.total_step, config.tinit, config.tfinal, config.deltaT) == (5000, 600, 2500, 5)
     with pytest.raises(ConfigError, match="no step left to prune in"):
-        methods.begin(model, cfg.adapter, 1)
+        baseline_of(model).begin(1)
     cfg = cell("cond_adalora")
     assert cfg.adapter.schedule == cell("adalora").adapter.schedule
     model, _ = started(cfg)
-    methods.begin(model, cfg.adapter, 5000)
+    baseline_of(model).begin(5000)
     options = model.peft_config["default"].options
     steps = {"total_step": 5000, "tinit": 600, "tfinal": 2500, "deltaT": 5}
     assert options.items() >= steps.items()
@@ -215,13 +214,13 @@ def test_adaloras_schedule_is_in_the_runs_own_steps(cell):
 def pruning(cfg, steps):
     """AdaLoRA's model as training begins, with gradients drawn anew and `steps` calls as the loop makes them."""
     model, backbone = started(cfg)
-    methods.begin(model, cfg.adapter, 20)
+    baseline_of(model).begin(20)
     for step in range(1, steps + 1):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.randn_like(parameter)
                 parameter.data.add_(0.1 * parameter.grad)
-        methods.after_step(model, step)
+        baseline_of(model).after_step(step)
     return model, backbone
 
 
@@ -233,11 +232,11 @@ def pruning(cfg, steps):
 def test_adaloras_importance_and_ranks_come_back_from_a_checkpoint(cell, method, count):
     cfg = cell(method)
     model, _ = pruning(cfg, 5)
-    state = {name: tensor.clone() for name, tensor in methods.state(model).items()}
+    state = {name: tensor.clone() for name, tensor in baseline_of(model).state().items()}
     assert len(state) == count
     fresh, _ = started(cfg)
-    methods.load_state(fresh, state)
-    again = methods.state(fresh)
+    baseline_of(fresh).load_state(state)
+    again = baseline_of(fresh).state()
     assert again.keys() == state.keys() and all(torch.equal(again[n], state[n]) for n in state)
 
 
@@ -315,14 +314,16 @@ def test_a_start_from_data_depends_on_the_data_stream_and_on_nothing_of_the_runt
 
 def test_changed_weights_and_importance_come_back_from_a_checkpoint(cell):
     model, _ = started(cell("pissa"))
-    state = {name: tensor.clone() for name, tensor in methods.state(model).items()}
+    state = {name: tensor.clone() for name, tensor in baseline_of(model).state().items()}
     assert len(state) == 6
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in model.base_weights:
                 parameter.add_(1)
-    methods.load_state(model, state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in methods.state(model).items())
+    baseline_of(model).load_state(state)
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in baseline_of(model).state().items()
+    )
 
 
 # 4 bits
@@ -387,7 +388,7 @@ def test_what_cannot_be_in_4_bits_is_one_sentence(cell, tiny_cells, monkeypatch)
 def test_lora_plus_has_the_rates_of_pefts_own(cell):
     cfg = cell("lora_plus")
     model, _ = started(cfg)
-    ours = torch.optim.AdamW(methods.parameter_groups(model, cfg.adapter, 1e-3))
+    ours = torch.optim.AdamW(baseline_of(model).parameter_groups(1e-3))
     theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
 
     def rates(optimizer):
@@ -400,7 +401,7 @@ def test_lora_plus_has_the_rates_of_pefts_own(cell):
 def test_methods_without_rates_of_their_own_have_one_group(cell):
     cfg = cell("lora")
     model, _ = started(cfg)
-    groups = methods.parameter_groups(model, cfg.adapter, 1e-3)
+    groups = baseline_of(model).parameter_groups(1e-3)
     assert all(isinstance(p, torch.nn.Parameter) for p in groups)
 
 

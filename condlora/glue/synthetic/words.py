@@ -34,7 +34,7 @@ class Words:
         return self.rng.random() < p
 
     def one(self, *options: T) -> T:
-        """Draw one of a few ways to build a row: all alike, in every split."""
+        """Draw one of a few ways to build a row, with equal probability in every split."""
         return self.rng.choice(options)
 
     def pick(self, options: Sequence[T], avoid: T | None = None) -> T:
