@@ -7,6 +7,7 @@
     predictions_validation.parquet    label and prediction of each example, in the split's order
     predictions_test.parquet
     adapter/                          what PEFT's save_pretrained writes
+    adapter_at_<step>/                the same at other steps, where runtime.keep_adapters_at asks for it
 
 A record is identified by its cell (profile, task, adapter, seed) and the hash of its recipe: everything
 resolved that can change a result. Scores are fractions, times seconds, memory MiB.

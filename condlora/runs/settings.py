@@ -13,7 +13,7 @@ from pydantic import model_validator
 from condlora import settings
 from condlora.labels import label_name
 from condlora.paths import CONFIGS
-from condlora.settings import Settings, choice, matching, number, whole
+from condlora.settings import Settings, choice, items, matching, number, whole
 
 COMMIT = matching(
     "^[0-9a-f]{40}$", "the 40 digits of a commit, as a branch or a tag moves", null=True
@@ -65,6 +65,7 @@ class RuntimeSettings(Settings):
     threads: whole(1, null=True)
     padding: choice("auto", "packed", "longest", "max_length")
     evaluation_batch_size: whole(1, auto=True)
+    keep_adapters_at: items(whole(0), "a list of steps, as in [0,100]") = []
     fleet: whole(1, auto=True)
     deterministic: choice(True, False)
     checkpoint_minutes: number(0, above=True, null=True)
@@ -114,7 +115,10 @@ def _known(schema: type[Settings], cfg: DictConfig) -> dict:
         if value is None and name == "learning_rate":
             continue
         nested = isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-        plain[name] = _known(field.annotation, value) if nested else value
+        if nested:
+            plain[name] = _known(field.annotation, value)
+        else:
+            plain[name] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
     return plain
 
 

@@ -45,7 +45,7 @@ from condlora.training.device import (
 from condlora.training.ending import Ending, ends_on_error
 from condlora.training.evaluation import test_kept
 from condlora.training.loop import train
-from condlora.training.selection import finite_loss, keep, validate
+from condlora.training.selection import finite_loss, keep, keep_at_step, validate
 from condlora.training.setup import (
     count_parameters,
     evaluation_interval,
@@ -181,6 +181,8 @@ class Run(Ending):
             progress.devices.append(name)
         distributed.seed_dropout(seed, progress.step)
         self.bar.expect(self.total_steps, progress.step)
+        if progress.step == 0:
+            self._keep_if_asked()
         self.since = time.perf_counter()
 
     @ends_on_error
@@ -203,12 +205,18 @@ class Run(Ending):
         if is_evaluated:
             validate(self.cfg, self.data, self.training, self.folder)
             self.bar.show(score=progress.curve[-1][self.data.task.headline])
+        self._keep_if_asked()
         if self._is_checkpoint_due():
             self.checkpoints.save(self.training)
             interruption.leave_if_asked()
         self.since = time.perf_counter()
         if self._is_over():
             self._complete()
+
+    def _keep_if_asked(self) -> None:
+        training = self.training
+        if training.progress.step in self.cfg.runtime.keep_adapters_at:
+            keep_at_step(training.model, training.accelerator, self.folder, training.progress.step)
 
     def _is_checkpoint_due(self) -> bool:
         step = self.training.progress.step

@@ -86,12 +86,27 @@ def keep(model: PeftModel, accelerator: Accelerator, folder: Path, progress: Pro
         RunFolderError: safetensors cannot write them, for example because the disk is full.
     """
     progress.best_step, progress.best_epoch = progress.step, progress.epoch
+    _write_adapter(model, accelerator, folder / "adapter")
+
+
+def keep_at_step(model: PeftModel, accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Save adapter and head as they are after `step` steps, apart from the run's result; 0: before the first step.
+
+    `runtime.keep_adapters_at` names the steps; the analyses of adapters over training read these folders.
+
+    Raises:
+        RunFolderError: safetensors cannot write them, for example because the disk is full.
+    """
+    _write_adapter(model, accelerator, folder / f"adapter_at_{step}")
+
+
+def _write_adapter(model: PeftModel, accelerator: Accelerator, folder: Path) -> None:
     unwrapped = accelerator.unwrap_model(model)
     with accelerator.autocast():  # P-tuning computes its prompts when it is saved
         try:
-            write_atomically(folder / "adapter", lambda path: save_adapter(unwrapped, path))
+            write_atomically(folder, lambda path: save_adapter(unwrapped, path))
         except SafetensorError as error:
             raise RunFolderError(
-                f"The adapter cannot be written to {folder} ({first_line(error)}): free some space on the disk and run "
-                "the same command to resume."
+                f"The adapter cannot be written to {folder.parent} ({first_line(error)}): free some space on the disk and "
+                "run the same command to resume."
             ) from error

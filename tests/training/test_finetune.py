@@ -424,6 +424,22 @@ def test_select_last_keeps_the_last_step(tiny_cells, monkeypatch):
     assert finetune.run(one(tiny_cells, "task=rte", "protocol.select=last"))["best"]["step"] == 6
 
 
+@pytest.mark.parametrize("fleet", [False, True])
+def test_adapters_are_kept_at_the_steps_that_the_setting_names(tiny_cells, fleet):
+    seeds = "seed=0,1" if fleet else "seed=0"
+    cells = tiny_cells("runtime.keep_adapters_at=[0,2,6]", "protocol.select=last", seeds)
+    finetune.run_together(cells)
+    for cfg in cells:
+        folder = run_folder(cfg)
+        assert {p.name for p in folder.glob("adapter_at_*")} == {
+            f"adapter_at_{n}" for n in (0, 2, 6)
+        }
+        at = {n: load_file(folder / f"adapter_at_{n}/adapter_model.safetensors") for n in (0, 2, 6)}
+        assert same_tensors(at[6], adapter_of(cfg)) and not same_tensors(at[2], at[6])
+        assert all(not t.any() for name, t in at[0].items() if "lora_B" in name)
+        assert (folder / "adapter_at_0/adapter_config.json").is_file()
+
+
 def test_standardised_targets_are_undone_in_the_predictions(tiny_cells):
     cfg = one(tiny_cells, "task=stsb")
     finetune.run(cfg)
