@@ -3,10 +3,14 @@
 Examples:
     python analysis/report.py profile=embedded
     python analysis/report.py profile=embedded margin_points=0.5
+    python analysis/report.py profile=kinship against=kinship_glue
 """
+
+from pathlib import Path
 
 from omegaconf import DictConfig
 
+from analysis.study.reference import find_reference
 from analysis.study.selection import open_study
 from condlora.commands.cli import command
 
@@ -14,10 +18,11 @@ from condlora.commands.cli import command
 @command("analysis/settings")
 def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
+    reference = find_reference(Path(cfg.results), study.profile, cfg.against)
     # Imported here: these take seconds, and a wrong setting is reported without them.
     from analysis.present.report import build
 
-    print(f"Report: {build(study, cfg.margin_points)}")
+    print(f"Report: {build(study, cfg.margin_points, reference)}")
 
 
 if __name__ == "__main__":

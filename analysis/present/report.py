@@ -28,6 +28,7 @@ from analysis.present import (
     positions,
     provenance,
     rank,
+    report_reference,
     typeset,
 )
 from analysis.present.limits import limits
@@ -36,16 +37,18 @@ from analysis.stats.claims import KINDS, collect, counts, evaluate, in_order
 from analysis.stats.rank_runs import by_rank
 from analysis.stats.rules import load_rules
 from analysis.study.paper import published
+from analysis.study.reference import load_reference
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def build(study: Study, margin_points: float | None = None) -> Path:
+def build(study: Study, margin_points: float | None = None, reference: Path | None = None) -> Path:
     """Runs all analyses of a study, writes everything, returns the path of report.html.
 
-    margin_points: the margin of equality where it is not that of claims.yaml.
+    margin_points: the margin of equality where it is not that of claims.yaml; reference: the folder of the report that
+    this one is compared with, see `analysis.study.reference`.
     """
     thresholds, stated = load_rules(margin_points)
     stacks = load_stacks(study.done)
@@ -67,7 +70,15 @@ def build(study: Study, margin_points: float | None = None) -> Path:
         provenance.section(study),
     ]
     sections = [s for s in sections if s.text or s.shown]
-    for item in [*all_claims, *(x for s in sections for x in (*s.shown, *s.details))]:
+    comparison = None
+    if reference:
+        known = load_reference(reference, study.profile)
+        comparison = report_reference.compare(findings.scores, found, known, thresholds.confidence)
+    for item in [
+        *all_claims,
+        *(comparison.tables if comparison else []),
+        *(x for s in sections for x in (*s.shown, *s.details)),
+    ]:
         if isinstance(item, typeset.Table):
             typeset.write(item, study.folder / "tables")
     page = {
@@ -82,6 +93,7 @@ def build(study: Study, margin_points: float | None = None) -> Path:
         "kinds": KINDS,
         "fixed": published("claims")["fixed"],
         "limits": [*study.left_out, *limits(study.done, thresholds.alpha)],
+        "comparison": comparison,
         "sections": sections,
         "paper": published("table2"),
     }

@@ -50,6 +50,7 @@ class AnalysisSettings(Settings):
     i: whole(1, null=True)
     j: whole(1, null=True)
     margin_points: number(0, above=True, null=True)
+    against: matching(r"^\w[\w.-]*$", "the name of a profile", null=True)
     may_differ: items(str, "a list, as in may_differ=[versions,commit]")
 
 
