@@ -1,8 +1,8 @@
 """The learning rate of each task and method of a profile, chosen on validation.
 
 A study is one task and method, a trial one rate and seed: a run of `condlora.training.run` like any other, kept under
-`<runs>/search`. A rate's score is the mean over its seeds. Every study follows one rule: first the same few rates; then,
-where the settings ask for it, `further` rates, each where those before it point (`next_rate`), since the best rates of
+`<runs>/search`. A rate's score is the mean over its seeds. Every study follows one rule: first the same few rates, or
+with `around` the rate that another profile's search chose, half of it and twice it; then, where the settings ask for it, `further` rates, each where those before it point (`next_rate`), since the best rates of
 methods lie far apart; then rates beyond the lowest or highest one as long as that is the best (`extend`); then the two
 rates next to the best by a factor of sqrt 2 (`refine`). Nothing is random: a search that was killed comes to the same
 trials when it is started again.
@@ -61,11 +61,12 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     """Do the trials that are missing, write them to `<results>/<profile>/search.csv` and return them.
 
     One row a trial, see `row`, and `chosen`: the rate with the study's best score, the lower one of equals. The
-    file keeps the studies that this search has none of, at first those of `<results>/reference/<profile>/search.csv`. The chosen rates of all its studies go to the profile's file
-    of rates, see `write_rates`.
+    file keeps the studies that this search has none of, at first those of `<results>/reference/<profile>/search.csv`.
+    The chosen rates of all its studies go to the profile's file of rates, see `write_rates`.
 
     Raises:
-        ConfigError: the protocol validates on the test set, or the file of rates cannot be written.
+        ConfigError: the protocol validates on the test set, the file of rates cannot be written, or the profile that
+            `around` names has no rate for a study.
         UserError: what any run can meet; a diverged or undefined trial is recorded and loses.
     """
     studies = plan_studies(cfg)
@@ -92,9 +93,9 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     return table
 
 
-def rates_file(cfg: DictConfig) -> Path:
-    """Where the chosen rates of a search go."""
-    return Path(cfg.rates or CONFIGS / "rates") / f"{cfg.profile}.yaml"
+def rates_file(cfg: DictConfig, profile: str | None = None) -> Path:
+    """Where the chosen rates of a search go; `profile`: another one than the search's own."""
+    return Path(cfg.rates or CONFIGS / "rates") / f"{profile or cfg.profile}.yaml"
 
 
 def write_rates(cfg: DictConfig, table: pd.DataFrame) -> None:
@@ -131,7 +132,8 @@ def write_rates(cfg: DictConfig, table: pd.DataFrame) -> None:
 
 def command_of(cfg: DictConfig) -> str:
     """The command line of a search, without where it reads and writes."""
-    settings = ("overrides", "learning_rates", "further", "repeats", "extend", "refine", "seed")
+    rates = "around" if cfg.around else "learning_rates"
+    settings = ("overrides", rates, "further", "repeats", "extend", "refine", "seed")
     values = (json.dumps(OmegaConf.to_container(cfg)[name]) for name in settings)
     words = (f"{name}={value}" for name, value in zip(settings, values, strict=True))
     return shlex.join(
@@ -195,7 +197,7 @@ def plan_studies(cfg: DictConfig) -> list[Plan]:
     """A study for each task and method of the profile.
 
     Raises:
-        ConfigError: the protocol validates on the test set, which a search must not see.
+        ConfigError: the protocol validates on the test set, which a search must not see; or `around` has no rate.
     """
     words = (
         f"profile={cfg.profile}",
@@ -212,7 +214,26 @@ def plan_studies(cfg: DictConfig) -> list[Plan]:
                 "choose one with protocol.validation=tenth_of_train."
             )
     rule = {name: cfg[name] for name in ("further", "repeats", "extend", "refine")}
-    return [Plan(cell, sorted(cfg.learning_rates), **rule) for cell in cells]
+    return [Plan(cell, first_rates(cfg, cell), **rule) for cell in cells]
+
+
+def first_rates(cfg: DictConfig, cell: DictConfig) -> list[float]:
+    """The rates that a study begins with, ascending: the settings', or those around the rate of another profile's search.
+
+    Raises:
+        ConfigError: that profile has no rate for the task and the method.
+    """
+    if not cfg.around:
+        return sorted(cfg.learning_rates)
+    path = rates_file(cfg, cfg.around)
+    rates = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    center = rates.get(cell.adapter.name, {}).get(cell.task.name)
+    if center is None:
+        raise ConfigError(
+            f"{path} has no learning rate for {cell.adapter.name} on {cell.task.name}: search the profile {cfg.around} "
+            "first, or set learning_rates in place of around."
+        )
+    return [center / 2, center, 2 * center]
 
 
 def run_study(plan: Plan) -> pd.DataFrame:

@@ -35,7 +35,7 @@ TINY = (
 def settings(folder, *overrides, rates=RATES, seed=100, **rule):
     words = [*TINY, "adapter=lora", *overrides]
     plain = {"profile": "adhoc", "overrides": words, "learning_rates": list(rates)}
-    plain |= {"further": 0, "repeats": 1, "extend": 0, "refine": False} | rule
+    plain |= {"further": 0, "repeats": 1, "extend": 0, "refine": False, "around": None} | rule
     plain |= {
         "seed": seed,
         "jobs": 1,
@@ -336,6 +336,19 @@ def test_the_best_rate_is_refined_by_the_root_of_two(tmp_path, stand_in):
     assert done[::2] == done[1::2] == [*RATES, 5e-4, 7.07e-4, 1.41e-3]
     assert set(table[table["chosen"]]["learning_rate"]) == {1.41e-3}
     assert table.groupby("stage").size().to_dict() == {"extended": 2, "first": 6, "refined": 4}
+
+
+def test_a_search_begins_around_the_rate_of_another_profiles_search(tmp_path, stand_in):
+    done = stand_in(lambda rate: [rate if rate < 5e-3 else 0])
+    rates = tmp_path / "rates"
+    rates.mkdir()
+    (rates / "parity_300.yaml").write_text("lora: {rte: 2.0e-3}")
+    search.search(settings(tmp_path, around="parity_300", extend=3))
+    assert done == [1e-3, 2e-3, 4e-3, 8e-3]
+    with pytest.raises(
+        ConfigError, match="no learning rate for condlora on rte: search the profile"
+    ):
+        search.search(settings(tmp_path, "adapter=condlora", around="parity_300"))
 
 
 def test_where_every_trial_fails_no_rate_is_added(tmp_path, stand_in):

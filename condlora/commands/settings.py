@@ -20,6 +20,7 @@ class SearchSettings(Settings):
     further: whole(0)
     extend: whole(0)
     refine: choice(True, False)
+    around: matching(r"^\w[\w.-]*$", "the name of a profile", null=True)
     seed: whole(0)
     jobs: whole(1)
     learning_rates: items(
