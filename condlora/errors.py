@@ -15,6 +15,10 @@ class ConfigError(UserError):
     """An unknown or contradictory setting."""
 
 
+class MissingRates(ConfigError):
+    """A protocol without a learning rate for a method on a task, as before the search of a profile."""
+
+
 class DataError(UserError):
     """A data file that is missing, malformed or holds a wrong label; names file and line."""
 

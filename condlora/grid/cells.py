@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from condlora.errors import RunFolderError
+from condlora.errors import MissingRates, RunFolderError
 from condlora.paths import CONFIGS
 from condlora.runs.lease import living_owner
 from condlora.runs.recipe import recipe, recipe_hash
@@ -90,22 +90,30 @@ def compose_cells(overrides: Words) -> tuple[DictConfig, ...]:
     return tuple(copy.deepcopy(cfg) for cfg, _ in each_config(overrides))
 
 
-def plan_cells(overrides: Words, runs: Path | None = None) -> tuple[Planned, ...]:
+def plan_cells(
+    overrides: Words, runs: Path | None = None, *, skip_without_rate: bool = False
+) -> tuple[Planned, ...]:
     """The cells of `compose_cells` without their configs, which takes a tenth of the time.
 
     runs: the folder of the runs, in place of the config's; not an override, whose grammar not every path fits.
+    skip_without_rate: leave out what has no learning rate yet, in place of raising MissingRates.
     """
     cells: list[Planned] = []
     for cfg, is_fresh in each_config(overrides):
         if runs is not None:
             cfg.runs = str(runs)
         if is_fresh:
-            depends_on_seed = "${seed}" in str(
-                _raw(cfg)
-            )  # an adapter that starts from another run's
+            has_rate = True
+            # An adapter that starts from another run's depends on the seed.
+            depends_on_seed = "${seed}" in str(_raw(cfg))
         if is_fresh or depends_on_seed:
-            cells.append(planned(cfg))
-        else:
+            try:
+                cells.append(planned(cfg))
+            except MissingRates:
+                if not skip_without_rate:
+                    raise
+                has_rate = False
+        elif has_rate:
             cells.append(replace(cells[-1], seed=cfg.seed, folder=run_folder(cfg)))
     return tuple(cells)
 

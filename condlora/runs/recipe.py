@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
 
-from condlora.errors import ConfigError, DataError, RunFolderError, first_line
+from condlora.errors import ConfigError, DataError, MissingRates, RunFolderError, first_line
 from condlora.files import content_sha256, json_sha256
 from condlora.runs.record import read_record
 
@@ -33,6 +33,7 @@ def recipe(cfg: DictConfig) -> dict:
     starts from, with the recipe that it was trained by.
 
     Raises:
+        MissingRates: no learning rate for this adapter on this task.
         ConfigError: a table has no entry for this task or adapter, or a mandatory value is missing.
         DataError: a user's data file does not exist.
         RunFolderError: see `adapter_to_start_from`.
@@ -70,7 +71,8 @@ def _resolved(cfg: DictConfig, group: str) -> dict:
                 raise ConfigError(unknown_reference(f"{group}.{key}", error)) from error
             lacking.append(key)
     if lacking:
-        raise ConfigError(
+        kind = MissingRates if lacking == ["learning_rate"] else ConfigError
+        raise kind(
             f"The protocol {cfg.protocol.name!r} has no {', '.join(lacking)} for adapter {cfg.adapter.name!r} on "
             f"task {cfg.task.name!r}: set {' '.join(f'{group}.{key}=...' for key in lacking)} or choose "
             "another protocol."

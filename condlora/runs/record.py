@@ -160,7 +160,12 @@ def failure(error: BaseException) -> dict:
     if isinstance(error, Interrupted):
         return {"status": "interrupted", "reason": f"signal {error.args[0]}", "finished_at": now()}
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return {"status": "failed", "reason": reason, "finished_at": now()}
+    return {
+        "status": "failed",
+        "error": type(error).__name__,
+        "reason": reason,
+        "finished_at": now(),
+    }
 
 
 def now() -> str:

@@ -92,6 +92,7 @@ def make_record(task: str, adapter: str, seed: int, score: float, **changes) -> 
             "commit": "abcdef0123456789",
             "dirty": False,
         },
+        "started_at": f"2025-01-0{seed + 1}T00:00:00+00:00",
         "finished_at": f"2025-01-0{seed + 1}T00:00:00+00:00",
     }
     return record | changes
