@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +21,11 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate
 
 @functools.lru_cache
 def environment() -> dict:
-    """Versions, processor, memory and commit; `dirty` says whether code or configs differ from it, but for searched rates."""
+    """Versions, processor, code and commit.
+
+    `source_sha256` identifies the code that ran. `commit` and `dirty` (whether code or configs differ from the commit, but
+    for searched rates) are information for a reader and decide nothing.
+    """
     commit = _git("rev-parse", "HEAD")
     # results/ is written from the runs, so its changes do not change a run; of configs/rates/, which a search writes, all
     # that a run reads is its rate, and that stands in its recipe.
@@ -31,7 +37,27 @@ def environment() -> dict:
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": commit,
         "dirty": None if commit is None else bool(changed),
+        "source_sha256": source_sha256(Path(__file__).resolve().parents[1]),
     }
+
+
+def source_sha256(package: Path) -> str:
+    """SHA-256 of the statements in a package's Python files, without comments and layout.
+
+    It says whether two processes ran the same code, also from a checkout with uncommitted changes or without git.
+    Docstrings are statements. The configs are not in it: a run's recipe holds their resolved values.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        try:
+            statements = ast.dump(ast.parse(content)).encode()
+        except (SyntaxError, ValueError):  # a file that nothing imports
+            statements = content
+        digest.update(
+            f"{path.relative_to(package)} {hashlib.sha256(statements).hexdigest()}\n".encode()
+        )
+    return digest.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -179,26 +178,3 @@ def finished_record(folder: Path, digest: str) -> dict | None:
     except RunFolderError:
         return None
     return record if record["status"] == "done" and record["recipe_hash"] == digest else None
-
-
-def set_aside(folder: Path, digest: str) -> None:
-    """Make room for a run of the recipe with this hash: finished or damaged work of another is renamed.
-
-    An unfinished run of this recipe stays, to be gone on with; one of another recipe is removed.
-    """
-    if not folder.exists():
-        return
-    try:
-        record = read_cell_record(folder)
-        if record["status"] != "done":
-            if record["recipe_hash"] != digest:
-                shutil.rmtree(folder)
-            return
-        name = f"{folder.name}.stale-{record['recipe_hash'][:8]}"
-    except RunFolderError:
-        name = f"{folder.name}.damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}"
-    target = folder.with_name(name)
-    if target.exists():
-        shutil.rmtree(folder)  # this recipe's work has been set aside before
-    else:
-        folder.rename(target)

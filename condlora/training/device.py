@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 import torch
 from accelerate import Accelerator
@@ -136,16 +135,6 @@ def described_environment(accelerator: Accelerator) -> dict:
         "precision": accelerator.mixed_precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-
-
-def same_for_checkpoints(environment: dict) -> dict:
-    """The part of a record's environment that must be equal for a checkpoint to be continued.
-
-    The names of the platform and the processor may differ, so that a grid can move between machines: a float32 run that
-    continues on another processor differs by rounding. The record names every device that took steps.
-    """
-    same = {k: v for k, v in environment.items() if k not in ("platform", "processor")}
-    return same | {"device": re.sub(r"^cpu \(.*", "cpu", environment["device"])}
 
 
 def round_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:

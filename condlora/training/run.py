@@ -22,6 +22,7 @@ from peft import PeftModel
 
 from condlora.errors import Interrupted
 from condlora.files import remove_scratch, write_atomically
+from condlora.runs.continuing import continued_by, make_room
 from condlora.runs.environment import PeakMemory, device_name
 from condlora.runs.lease import Claim
 from condlora.runs.recipe import recipe, recipe_hash
@@ -30,18 +31,13 @@ from condlora.runs.record import (
     new_record,
     now,
     run_folder,
-    set_aside,
     write_record,
 )
 from condlora.runs.settings import check_settings
 from condlora.training import distributed
 from condlora.training.bars import RunBar, say
 from condlora.training.checkpoints import Checkpoints, tidy
-from condlora.training.device import (
-    described_environment,
-    make_accelerator,
-    same_for_checkpoints,
-)
+from condlora.training.device import described_environment, make_accelerator
 from condlora.training.ending import Ending, ends_on_error
 from condlora.training.evaluation import test_kept
 from condlora.training.loop import train
@@ -57,16 +53,14 @@ from condlora.training.setup import (
 from condlora.training.signals import Interruption
 from condlora.training.timing import merged_speed, speed_alone
 
-# Fields of the record that must be equal for a checkpoint to be continued to the same bits.
-CONTINUED_BY = ("recipe_hash", "streams", "data", "backbone", "environment")
 CHECK_LOSS_EVERY = 10  # steps; reading the loss waits for the device
 
 
 def run(cfg: DictConfig) -> dict:
     """Fine-tune one cell and return its record; a finished run is not repeated.
 
-    A finished run of another recipe, or a damaged one, is renamed and never overwritten; an unfinished run resumes from
-    its last checkpoint.
+    An unfinished run resumes from its last checkpoint. A finished run of another recipe, a damaged one, or an unfinished
+    one that cannot be continued is renamed and never overwritten, see `condlora.runs.continuing`.
 
     Raises:
         RunTaken: another process is training this cell.
@@ -150,11 +144,13 @@ class Run(Ending):
         self.record["fleet"] = self.members
         self.backbone, self.data, model = load(cfg, self.seeds, self.accelerator)
         environment["attention"] = model.config._attn_implementation  # packed or not
-        set_aside(self.folder, self.digest)
-        remove_scratch(self.folder)
         self.record["data"] = self.data.description
         self.record["backbone"] = self.backbone.description
         self.record["parameters"] = count_parameters(model, self.backbone)
+        notice = make_room(self.folder, self.record)
+        if notice:
+            say(notice)
+        remove_scratch(self.folder)
         write_record(self.folder, self.record)
         self.is_recorded = True
         resolved = OmegaConf.to_yaml(cfg, resolve=True)
@@ -172,8 +168,7 @@ class Run(Ending):
         self.evaluate_every = evaluation_interval(cfg.protocol, len(self.batches), self.total_steps)
         self.training = prepare_training(cfg, model, self.total_steps, self.accelerator)
         torch.manual_seed(seed)
-        made_by = {key: self.record[key] for key in CONTINUED_BY}
-        made_by["environment"] = same_for_checkpoints(made_by["environment"])
+        made_by = continued_by(self.record)
         self.checkpoints = Checkpoints(self.folder, cfg.runtime, made_by, self.claim)
         self.checkpoints.restore(self.training)
         progress, name = self.training.progress, device_name(self.accelerator.device)

@@ -108,6 +108,10 @@ def in_child(work: Callable[[], object]) -> int:
 def left_behind(folder: Path) -> dict:
     """All that must be the same after a run, however often it was killed: every file, and the record's results."""
     record = {k: v for k, v in read_record(folder).items() if k not in VOLATILE}
+    # Git's word may change while tests run, as by a file that is saved; the hash of the code stays in.
+    record["environment"] = {
+        k: v for k, v in record["environment"].items() if k not in ("commit", "dirty")
+    }
     files = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

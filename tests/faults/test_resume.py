@@ -191,18 +191,6 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(run_at, undisturbed, capsys, na
     assert read_record(run_folder(cfg))["resumed_at_steps"] == []
 
 
-def test_a_checkpoint_of_other_software_is_not_continued(run_at, monkeypatch, capsys):
-    cfg = run_at("other")
-    with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
-        finetune.run(cfg)
-    described = finetune.described_environment
-    monkeypatch.setattr(finetune, "described_environment", lambda a: described(a) | {"commit": "x"})
-    assert finetune.run(cfg)["resumed_at_steps"] == []
-    assert (
-        "was made with another environment: training starts from step 0" in capsys.readouterr().out
-    )
-
-
 def test_a_checkpoint_continues_on_another_processor_which_the_record_names(run_at, undisturbed):
     cfg = run_at("moved")
     with pytest.raises(Stop), fault(stop, 6, [(finetune.Run, "finish_step")]):
