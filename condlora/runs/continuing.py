@@ -27,6 +27,8 @@ SHOWN = 3  # differences that a message names
 def continued_by(record: dict) -> dict:
     """The part of a record that must be equal for a checkpoint to be continued, as it reads back from JSON."""
     same = {key: record.get(key) for key in FIELDS}
+    # A model folder that was renamed holds the same weights, whose SHA-256 is compared.
+    same["backbone"] = {k: v for k, v in (record.get("backbone") or {}).items() if k != "name"}
     environment = {k: v for k, v in record["environment"].items() if k not in FREE_TO_DIFFER}
     environment["device"] = re.sub(r"^cpu \(.*", "cpu", environment["device"])
     return json.loads(json.dumps(same | {"environment": environment}))
@@ -97,7 +99,7 @@ def _differences(before: dict, now: dict) -> str:
             continue
         is_code = name == "environment.source_sha256"
         found.append(
-            "the code of condlora is another"
+            "the code in condlora/ differs"
             if is_code
             else f"{name} was {a.get(name)} and is {b.get(name)}"
         )

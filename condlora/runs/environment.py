@@ -45,10 +45,11 @@ def source_sha256(package: Path) -> str:
     """SHA-256 of the statements in a package's Python files, without comments and layout.
 
     It says whether two processes ran the same code, also from a checkout with uncommitted changes or without git.
-    Docstrings are statements. The configs are not in it: a run's recipe holds their resolved values.
+    Docstrings are statements. The configs are not in it: a run's recipe holds their resolved values. Hidden files, such as
+    the lock of an editor, are no modules.
     """
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(package.rglob("[!.]*.py")):
         content = path.read_bytes()
         try:
             statements = ast.dump(ast.parse(content)).encode()

@@ -66,7 +66,7 @@ HARMFUL = {
     "batch size": (dict, ("protocol.batch_size=16",), "protocol.batch_size was 32 and is 16"),
     "number of steps": (dict, ("protocol.max_steps=8",), "protocol.max_steps was 6 and is 8"),
     "data": (dict, ("data.seed=1",), "data.seed was 0 and is 1"),
-    "code": (lambda: {"source_sha256": "0"}, (), "the code of condlora is another"),
+    "code": (lambda: {"source_sha256": "0"}, (), "the code in condlora/ differs"),
     "torch": (other_torch, (), "environment.versions.torch was"),
     "precision": (lambda: {"precision": "bf16"}, (), "environment.precision was no and is bf16"),
 }
@@ -100,6 +100,7 @@ def test_the_hash_of_the_code_follows_statements_alone(tmp_path):
     file.write_text("# A comment\nx  =  (1)\n")
     (package / "notes.txt").write_text("a note")
     (package / "inner" / "module.py.orig").write_text("x = 2\n")
+    (package / "inner" / ".#module.py").symlink_to("an-editor's-lock")
     assert source_sha256(package) == before
     found = {before}
     file.write_text("x = 2\n")
