@@ -51,6 +51,10 @@ reference: ## for maintainers: copy the results of a PROFILE to results/referenc
 list: $(INSTALLED) ## the runs of a PROFILE: done, stale, failed or missing, and the time that remains
 	@$(BIN)/python scripts/list.py profile=$(PROFILE)
 
+.PHONY: watch
+watch: $(INSTALLED) ## the same while it runs: step, loss, score and speed of each running run (Ctrl-C ends it)
+	@$(BIN)/python scripts/list.py profile=$(PROFILE) --watch
+
 PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
 SLOW := slow or gpu or cluster
 
@@ -76,6 +80,12 @@ benchmark: $(INSTALLED) ## time the analysis and a training step beside the stat
 .PHONY: soak
 soak: $(INSTALLED) ## kill runs, disks and launchers at random for half an hour; nothing may be lost or differ
 	$(BIN)/python -m tests.faults.soak
+
+.PHONY: docs
+docs: $(INSTALLED) ## build the documentation as a site into site/, strictly; needs the extra `docs`, no network
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || \
+	  { echo "error: mkdocs is not installed: run $(BIN)/python -m pip install -e '.[docs]', then make docs." >&2; exit 2; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format

@@ -66,6 +66,21 @@ def limits(done: list[Cell], alpha: float) -> list[str]:
     return lines
 
 
+def in_short(done: list[Cell]) -> list[str]:
+    """What keeps the numbers here from being compared with the paper's, a few words each; empty where nothing does."""
+    records = [cell.record for cell in done]
+    found = []
+    if not all(map(is_paper_backbone, records)):
+        found.append(
+            f"backbone ({listed(r['backbone']['name'] for r in records)}, not RoBERTa-base)"
+        )
+    if not all(r["data"]["official_counts"] for r in records):
+        found.append(f"data ({listed(r['data']['source'] for r in records)}, not GLUE)")
+    if not {r["recipe"]["protocol"]["name"] for r in records} <= PUBLISHED_PROTOCOLS:
+        found.append(f"training ({_range([r['steps'] for r in records])} steps)")
+    return found
+
+
 def _range(counts: list[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

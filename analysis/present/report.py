@@ -4,10 +4,13 @@ Writes tables/, figures/, claims.json, report.html (self-contained) and report.m
 give the same bytes: the only dates are those of the runs and of the rules.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
+from markupsafe import Markup
 
 from analysis.maths.amplification import amplify
 from analysis.maths.conversion_controls import controls
@@ -28,20 +31,40 @@ from analysis.present import (
     positions,
     provenance,
     rank,
+    report_charts,
+    report_overview,
     report_reference,
     typeset,
 )
-from analysis.present.limits import limits
+from analysis.present.limits import in_short, limits
+from analysis.present.report_plots import interval
 from analysis.present.typeset import Section
-from analysis.stats.claims import KINDS, collect, counts, evaluate, in_order
+from analysis.stats.claims import KINDS, Claim, collect, counts, evaluate, in_order
+from analysis.stats.frontier import frontier as frontier_of
 from analysis.stats.rank_runs import by_rank
-from analysis.stats.rules import load_rules
+from analysis.stats.rules import (
+    FAILS,
+    HOLDS,
+    NOT_RESOLVED,
+    NOT_RUN,
+    NOT_TESTED,
+    Thresholds,
+    load_rules,
+)
 from analysis.study.paper import published
 from analysis.study.reference import load_reference
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks
+from condlora.errors import NoFinishedRuns
 
 TEMPLATES = Path(__file__).parent / "templates"
+BADGES = {
+    HOLDS: "✓ agrees",
+    FAILS: "✗ does not agree",
+    NOT_RESOLVED: "? not resolved",
+    NOT_TESTED: "– not tested",
+    NOT_RUN: "– not run",
+}
 
 
 def build(study: Study, margin_points: float | None = None, reference: Path | None = None) -> Path:
@@ -86,6 +109,15 @@ def build(study: Study, margin_points: float | None = None, reference: Path | No
         "cells": study.cells,
         "unfinished": [cell for cell in study.cells if cell.state != "done"],
         "facts": provenance.facts(study),
+        "ran": report_overview.what_ran(study),
+        "short_limits": in_short(study.done),
+        "panels": report_overview.panels(findings, found, thresholds.margin_points),
+        "badges": BADGES,
+        "plots": {claim.key: _plot(claim) for claim in found},
+        "charts": report_charts.charts(
+            findings.conversion, _frontier(study, thresholds), study.done
+        ),
+        "vega": Markup(report_charts.javascript()),
         "claims": in_order(found),
         "parts": all_claims[1],
         "confidence": f"{100 * thresholds.confidence:g}",
@@ -102,6 +134,20 @@ def build(study: Study, margin_points: float | None = None, reference: Path | No
     return study.folder / "report.html"
 
 
+def _plot(claim: Claim) -> Markup:
+    """The interval plot of a claim."""
+    low, high = claim.interval
+    alt = f"Estimate and interval: {claim.shown}"
+    return interval(claim.estimate, low, high, null=claim.null, limit=claim.limit, alt=alt)
+
+
+def _frontier(study: Study, thresholds: Thresholds) -> pd.DataFrame | None:
+    try:
+        return frontier_of(study.done, thresholds.confidence)[0]
+    except NoFinishedRuns:
+        return None
+
+
 def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
     """What there is to say only where a method's update is one B A a layer."""
     figures, settings = study.folder / "figures", study.settings
@@ -113,6 +159,11 @@ def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
     ]
 
 
+def _json(value: Any) -> Markup:
+    """JSON that may stand in a script element."""
+    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))  # fmt: skip
+
+
 def _render(name: str, page: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -122,6 +173,8 @@ def _render(name: str, page: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["slug"] = lambda title: title.lower().replace(" ", "-").replace("'", "")
+    environment.filters["json"] = _json
     environment.filters["md"] = typeset.markdown_text
     environment.filters["md_table"] = typeset.markdown
     environment.tests["table"] = lambda item: isinstance(item, typeset.Table)

@@ -18,6 +18,16 @@ TASKS = {
     "rte": "RTE",
     "stsb": "STS-B",
 }
+# Families of methods, for figures that show many: the first whose pattern a method's name matches.
+FAMILIES = {
+    "LoRA": r"lora$",
+    "CondLoRA": r"condlora$",
+    "CondLoRA: variants and controls": r"cond",
+    "shared or generated A and B": r"share_|tied_lora|lora_xs|vera|vblora|dylora|randlora|nola",
+    "no adapter": r"head$|bitfit$|full$",
+    "variants of LoRA": r".*lora|pissa|corda|eva|dora|loftq",
+    "other adapters": r"",
+}
 REFERENCE = "lora"  # what every other adapter is compared with
 METHOD_NAMES = {"lora": "LoRA", "condlora": "CondLoRA"}  # others: `title` in configs/adapter
 MATRIX_LABEL = {"A": "A", "B": "B", "BA": "B A", "delta_W": "ΔW"}
@@ -34,6 +44,12 @@ def adapter_order(adapter: str) -> tuple[int, list[str | int]]:
     known = [REFERENCE, "condlora"]
     parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", adapter)]
     return (known.index(adapter) if adapter in known else len(known), parts)
+
+
+def family(adapter: str) -> str:
+    """The family of a method, see FAMILIES; one with a rank in its name belongs to that of the method without."""
+    name = re.sub(r"_r\d+$", "", adapter)
+    return next(title for title, pattern in FAMILIES.items() if re.match(pattern, name))
 
 
 @functools.cache

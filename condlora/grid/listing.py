@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +92,13 @@ def newest_profile(runs: Path) -> str:
 
 
 def seconds_left(cells: list[Cell]) -> float | None:
-    """Estimate for the cells that are not done, from the done ones: same task and adapter, else task, else all."""
+    """Estimate for all cells that are not done, see `estimated_seconds`."""
+    estimates = estimated_seconds(cells)
+    return None if estimates is None else sum(estimates.values())
+
+
+def estimated_seconds(cells: Sequence[Cell]) -> dict[Path, float] | None:
+    """Of each cell that is not done, by its folder, from the done ones: same task and adapter, else task, else all."""
     done = [c for c in cells if c.state == "done"]
     if not done:
         return None
@@ -101,7 +108,7 @@ def seconds_left(cells: list[Cell]) -> float | None:
         pool = same or [c for c in done if c.task == cell.task] or done
         return statistics.mean(c.record["total_seconds"] for c in pool)
 
-    return sum(estimate(c) for c in cells if c.state != "done")
+    return {c.folder: estimate(c) for c in cells if c.state != "done"}
 
 
 def table(cells: list[Cell]) -> str:
