@@ -58,6 +58,18 @@ def test_the_first_screen_holds_four_panels(open_page):
     assert page.locator(".banner.not-comparable").is_visible()
 
 
+def test_links_of_a_panel_lead_to_its_numbers_and_open_what_is_folded(open_page):
+    page = open_page()
+    scores = page.get_by_role("heading", name="Table 2: GLUE scores in points")
+    assert not scores.is_visible()
+    page.locator("#panel-1").get_by_text("All numbers").click()
+    assert scores.is_visible()
+    page.locator("#panel-2").get_by_text("Any panel, any scale").click()
+    assert page.locator("#explore-figure1 h2").bounding_box()["y"] < 200
+    page.locator(".not-comparable a").click()
+    assert page.locator("#limits").is_visible()
+
+
 def test_a_phone_needs_no_scrolling_to_the_side(open_page):
     page = open_page(390, 844)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
