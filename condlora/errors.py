@@ -51,6 +51,10 @@ class RunFolderError(UserError):
     """A run folder that is damaged, unfinished or was written by another recipe."""
 
 
+class UnreadableRun(RunFolderError):
+    """A run folder whose files are there and cannot be read now: it is neither repeated nor renamed."""
+
+
 class IncompleteGrid(UserError):
     """Some runs of a grid failed while the others went on."""
 
@@ -72,6 +76,18 @@ class Interrupted(KeyboardInterrupt):
     def exit_status(self) -> int:
         """The shell's status for a command that a signal ended."""
         return 128 + self.args[0]
+
+
+def raise_if_denied(error: BaseException) -> None:
+    """Raise the PermissionError that a library's error comes from, if there is one: it names the file.
+
+    Libraries wrap it in errors that speak of damaged or missing files.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PermissionError):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def first_line(error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
@@ -14,7 +16,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from condlora.errors import UserError
+from condlora.errors import UserError, first_line
 from condlora.runs.recipe import unknown_reference
 
 
@@ -43,11 +45,37 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "The disk is full: free some space and run the same command again; finished runs are kept."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        place = error.filename or "the disk"
-        return f"No permission to read or write {place}: change its permissions, or choose another file or folder."
+        return _denied(error)
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
         return f"The disk failed ({error.strerror}): check it and run the same command again; finished runs are kept."
     return None
+
+
+def _denied(error: OSError) -> str:
+    """What is not permitted where: to open a folder, to read or to write."""
+    advice = "change its permissions, or choose another file or folder"
+    if error.filename is None:
+        return f"No permission to read or write ({first_line(error)}): {advice}."
+    place = Path(os.fsdecode(error.filename))
+    if error.errno == errno.EROFS:
+        return (
+            f"No permission to write {place}, which is on a read-only disk: choose another folder."
+        )
+    for folder in reversed(place.absolute().parents):
+        if not _may(folder, os.X_OK):
+            return f"No permission to open the folder {folder}: {advice}."
+    if not _may(place, os.F_OK):
+        return f"No permission to write {place}: change the permissions of its folder, or choose another folder."
+    if place.is_dir():
+        verb = "write" if _may(place, os.R_OK | os.X_OK) else "read"
+        return f"No permission to {verb} the folder {place}: {advice}."
+    verb = "write" if _may(place, os.R_OK) and not _may(place, os.W_OK) else "read"
+    return f"No permission to {verb} {place}: {advice}."
+
+
+def _may(place: Path, mode: int) -> bool:
+    """Whether this process, by its effective user, may do that; for root everything is permitted."""
+    return os.access(place, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _unreadable(error: OverrideParseException) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 import datasets
 from omegaconf import DictConfig
 
-from condlora.errors import DataError, NetworkError
-from condlora.glue.custom import from_dataset, from_files, utf8
+from condlora.errors import DataError, NetworkError, raise_if_denied
+from condlora.glue.custom import from_dataset, from_files
 from condlora.glue.folder import data_folder
+from condlora.glue.readers import utf8
+from condlora.glue.saved import load_saved
 from condlora.glue.synthetic import generate
 from condlora.glue.tasks import Task
 
@@ -73,6 +75,7 @@ def _from_hub(data: DictConfig, task: Task) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(data.dataset, task.name, revision=data.revision)
     except (OSError, datasets.exceptions.DatasetsError) as error:  # connection errors are OSErrors
+        raise_if_denied(error)
         raise NetworkError(
             f"{data.dataset} ({task.name}, revision {data.revision[:8]}) is not cached and could not be downloaded from "
             f"the hub ({type(error).__name__}): go online once, or use data=directory or data=synthetic."
@@ -87,13 +90,7 @@ def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
     root = data_folder(data)
     for folder in (root / task.name, root / task.title):
         if (folder / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(str(folder))
-            return datasets.DatasetDict(
-                {
-                    name: _with_own_labels(split, task, f"{folder}, split {name}")
-                    for name, split in saved.items()
-                }
-            )
+            return load_saved(folder, task)
     splits = {"train": "train"} | {
         name: name.replace("validation", "dev") for name in task.test_splits
     }
@@ -102,51 +99,6 @@ def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:
             split: _read_tsv(root / task.title / f"{stem}.tsv", task)
             for split, stem in splits.items()
         }
-    )
-
-
-def _with_own_labels(split: datasets.Dataset, task: Task, place: str) -> datasets.Dataset:
-    """A saved split with the task's label indices: classes are matched by name, and labels that are words too.
-
-    Raises:
-        DataError: a class or a word is none of the task's labels.
-    """
-    feature = split.features.get("label")
-    if task.labels is None or feature is None:
-        return split
-    if isinstance(feature, datasets.ClassLabel):
-        if tuple(feature.names) == task.labels:
-            return split
-        names = feature.names
-    elif feature.dtype in ("string", "large_string"):
-        names = None
-    else:
-        return split  # indices: their range is checked with the splits
-    labels = []
-    for row, value in enumerate(split["label"][:], start=1):
-        name = value if names is None else names[value] if 0 <= value < len(names) else "-1"
-        if name in task.labels:
-            labels.append(task.labels.index(name))
-        elif name == "-1":  # GLUE's mark of a hidden label
-            labels.append(-1)
-        else:
-            raise DataError(
-                f"{place}, row {row}: the label is {name!r}, and {task.title} has {', '.join(task.labels)}: name the "
-                "classes so."
-            )
-    features = split.features.copy()
-    features["label"] = datasets.ClassLabel(names=list(task.labels))
-    return (
-        split.remove_columns("label")
-        .add_column("label", labels)
-        .cast(
-            datasets.Features(
-                {
-                    name: features[name]
-                    for name in [*split.remove_columns("label").column_names, "label"]
-                }
-            )
-        )
     )
 
 
@@ -164,6 +116,8 @@ def _read_tsv(path: Path, task: Task) -> datasets.Dataset:
             raise DataError(
                 f"{path}, line 1: there is no column {column!r}: is it a file of {task.title}?"
             )
+    if len(set(header)) != len(header):
+        raise DataError(f"{path}, line 1 names a column twice: rename one.")
     first = 0 if task.name == "cola" else 1
     rows: dict[str, list] = {name: [] for name in (*task.fields, "label")}
     for number, line in enumerate(lines[first:], start=first + 1):
@@ -197,7 +151,7 @@ def _label(text: str, task: Task, place: str) -> int | float:
         return score
     if text in task.labels:
         return task.labels.index(text)
-    if text.isdigit() and int(text) < len(task.labels):
+    if text.isdecimal() and int(text) < len(task.labels):
         return int(text)
     raise DataError(
         f"{place}: {text!r} is no label of {task.title}, which has {', '.join(task.labels)}."

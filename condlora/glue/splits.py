@@ -17,6 +17,8 @@ from condlora.errors import ConfigError, DataError
 from condlora.glue.tasks import Task
 
 HELD_OUT = "held_out"  # the part of the test set that is taken from the training set
+SMALLEST_SPREAD = 1e-15  # of a regression's targets: float32 holds squares down to 1e-38
+LARGEST_ROUNDING = 1e-2  # of targets to float32, in standard deviations
 SHUFFLE_SEED = 1  # the authors'; the same for every run, so that all seeds see one split
 
 
@@ -59,7 +61,7 @@ def make_splits(
     used = ("train", *("validation",) * brings_validation, *task.test_splits)
     text = datasets.DatasetDict({name: text[name].select_columns(columns) for name in used})
     for name, split in text.items():
-        _check_labels(np.asarray(split["label"]), task, name)
+        _check_labels(np.asarray(split["label"][:], dtype=np.float64), task, name)
     test = datasets.concatenate_datasets([text[name] for name in task.test_splits])
     test_part = [name for name in task.test_splits for _ in range(len(text[name]))]
     if limit is not None and (limit < 1 or validation == "test"):
@@ -113,20 +115,21 @@ def make_splits(
 
 
 def _checked(splits: Splits, task: Task) -> Splits:
-    """The splits, if the headline metric can have a value on validation and there is something to learn.
+    """The splits, if training has something to learn and validation can rank checkpoints.
 
     Raises:
-        DataError: a split has a single label where a correlation or f1 needs two; or the training split has.
+        DataError: training or validation has a single label: every prediction of it is right, whatever was learnt.
     """
-    needed = ["train"] + ["validation"] * (task.headline != "accuracy")
-    for name, split in splits.items():
-        if name in needed and len(set(split["label"][:])) < 2:
+    for name, split in (("train", splits.train), ("validation", splits.validation)):
+        if len(set(split["label"][:])) < 2:
+            lacks = (
+                "there is nothing to learn: give more rows"
+                if name == "train"
+                else f"{task.headline} on it cannot choose a checkpoint: give more rows, or a data.validation with several "
+                "labels"
+            )
             raise DataError(
-                f"The {name} split of {task.name} has {len(split)} rows and a single label, so {task.headline} has no "
-                "value on it: give more rows, or a validation file with several labels."
-                if name == "validation"
-                else f"The {name} split of {task.name} has {len(split)} rows and a single label, so there is nothing "
-                "to learn: give more rows."
+                f"The {name} split of {task.name} has {len(split)} rows and a single label, so {lacks}."
             )
     return splits
 
@@ -143,13 +146,28 @@ def split_sha256(split: datasets.Dataset, task: Task) -> str:
 def _check_labels(labels: np.ndarray, task: Task, name: str) -> None:
     if task.is_regression:
         wrong = ~np.isfinite(labels)
+        if task.official_rows is not None:  # STS-B's scores are from 0 to 5
+            wrong |= labels < 0
     else:
-        wrong = (labels < 0) | (labels >= task.num_labels)
+        wrong = (labels < 0) | (labels >= task.num_labels) | (labels != np.floor(labels))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"Row {row} of {task.name}'s split {name!r} has the label {labels[row]}, which is none of the "
+            f"Row {row + 1} of {task.name}'s split {name!r} has the label {labels[row]:g}, which is none of the "
             "task's: a split without public labels cannot be used."
         )
     if len(np.unique(labels)) < 2:
         raise DataError(f"All rows of {task.name}'s split {name!r} have one label: check the data.")
+    if task.is_regression:
+        _check_float32(labels, task, name)
+
+
+def _check_float32(targets: np.ndarray, task: Task, name: str) -> None:
+    """Raise a DataError if float32, in which targets are trained on, does not tell them apart."""
+    spread = targets.std()
+    rounding = np.abs(targets.astype(np.float32) - targets).max()
+    if spread < SMALLEST_SPREAD or rounding > LARGEST_ROUNDING * spread:
+        raise DataError(
+            f"The labels of {task.name}'s split {name!r} are {targets.mean():g} with a standard deviation of {spread:g}, "
+            "which float32 cannot tell apart: subtract a constant, or multiply by one."
+        )

@@ -36,8 +36,20 @@ def survey(profile: str, runs: Path) -> list[Cell]:
 
 def _run_folders(profile: Path) -> list[Path]:
     """The folders of one profile that are named as a run's is; not `seed-0-backup`, nor what was set aside."""
-    found = (path.parent for path in profile.glob("*/*/seed-*/record.json"))
-    return sorted(folder for folder in found if re.fullmatch(r"seed-\d+", folder.name))
+    adapters = (adapter for task in _folders(profile) for adapter in _folders(task))
+    found = (folder for adapter in adapters for folder in _folders(adapter))
+    return [f for f in found if re.fullmatch(r"seed-\d+", f.name) and (f / "record.json").exists()]
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in a folder whose names a profile, task, adapter or run can have; empty if it does not exist.
+
+    Not by `glob`, which leaves out silently what it may not read.
+    """
+    if not place.exists():
+        return []
+    named = sorted(path for path in place.iterdir() if re.fullmatch(r"\w[\w.-]*", path.name))
+    return [path for path in named if path.is_dir()]
 
 
 def _compared_with_newest(cell: Cell, cells: list[Cell]) -> Cell:
@@ -75,7 +87,7 @@ def newest_profile(runs: Path) -> str:
         NoFinishedRuns: there is none.
     """
     finished = {}
-    for profile in sorted(path for path in Path(runs).glob("*") if path.is_dir()):
+    for profile in _folders(Path(runs)):
         for folder in _run_folders(profile):
             try:
                 record = read_cell_record(folder, verify=False)

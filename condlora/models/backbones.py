@@ -28,7 +28,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from condlora.errors import BackboneError, ConfigError, NetworkError, first_line
+from condlora.errors import (
+    BackboneError,
+    ConfigError,
+    NetworkError,
+    first_line,
+    raise_if_denied,
+)
 from condlora.files import content_sha256
 from condlora.models.fetch import fetched_folder
 from condlora.models.heads import find_head, fit_to_each_other, initialise_head, longest_input
@@ -183,6 +189,7 @@ def _pretrained_model(place: str, revision: str | None, labels: dict, cfg: DictC
             f"The weights in {place} cannot be read ({first_line(error)}): fetch them again."
         ) from error
     except Exception as error:  # transformers raises many kinds for a config that it cannot build
+        raise_if_denied(error)
         if cfg.source == "hub" and isinstance(error, OSError | ValueError):
             raise NetworkError(
                 f"{place} (revision {revision[:8]}) is not cached and could not be downloaded "
@@ -216,6 +223,7 @@ def _tokenizer(place, revision: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision or "main")
     except (OSError, ValueError) as error:
+        raise_if_denied(error)
         raise BackboneError(
             f"No tokenizer could be loaded from {place} ({first_line(error)})."
         ) from error

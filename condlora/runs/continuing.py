@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from condlora.errors import RunFolderError
+from condlora.errors import RunFolderError, UnreadableRun
 from condlora.files import json_sha256
 from condlora.runs.record import read_cell_record
 
@@ -40,11 +40,16 @@ def make_room(folder: Path, record: dict) -> str | None:
     A finished run of another recipe becomes `seed-0.stale-<hash>`, an unfinished one that cannot be continued
     `seed-0.unfinished-<hash>`, a damaged one `seed-0.damaged-<time>`. Returns a sentence for the user if there is
     something to say.
+
+    Raises:
+        UnreadableRun: the folder's files cannot be read, so it stays where it is.
     """
     if not folder.exists():
         return None
     try:
         old = read_cell_record(folder)
+    except UnreadableRun:
+        raise
     except RunFolderError:
         stamp = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}"
         target = _rename(folder, f"damaged-{stamp}")

@@ -16,17 +16,19 @@ resolved that can change a result. Scores are fractions, times seconds, memory M
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from condlora.errors import ConfigError, Interrupted, RunFolderError, UserError
+from condlora.errors import ConfigError, Interrupted, RunFolderError, UnreadableRun, UserError
 from condlora.files import json_sha256, sha256, write_atomically
 
 SCHEMA_VERSION = 2
 STATUSES = ("running", "interrupted", "failed", "done")
+CANNOT_READ = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 REQUIRED_FILES = (
     "config.yaml",
     "curve.csv",
@@ -83,7 +85,19 @@ def read_record(folder: Path, *, verify: bool = True) -> dict:
     Raises:
         RunFolderError: the record is missing, not JSON, of another schema, or was changed after it was written; or a
             file of a finished run is missing or, if `verify`, was changed.
+        UnreadableRun: the files are there and cannot be read: no permission, or a disk that fails.
     """
+    try:
+        return _read_record(folder, verify)
+    except OSError as error:
+        if error.errno not in CANNOT_READ:
+            raise
+        raise UnreadableRun(
+            f"{error.filename or folder} cannot be read ({error.strerror}): change its permissions or check the disk."
+        ) from error
+
+
+def _read_record(folder: Path, verify: bool) -> dict:
     path = folder / "record.json"
     advice = "run the same training command again to redo this run"
     try:
@@ -91,6 +105,8 @@ def read_record(folder: Path, *, verify: bool = True) -> dict:
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing: {advice}.") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_READ:
+            raise
         raise RunFolderError(f"{path} is damaged ({error}): {advice}.") from None
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         raise RunFolderError(f"{path} is not a record of schema {SCHEMA_VERSION}: {advice}.")
@@ -172,9 +188,15 @@ def now() -> str:
 
 
 def finished_record(folder: Path, digest: str) -> dict | None:
-    """The record of this very cell and recipe if it is done and its files are as they were written."""
+    """The record of this very cell and recipe if it is done and its files are as they were written.
+
+    Raises:
+        UnreadableRun: see `read_record`.
+    """
     try:
         record = read_cell_record(folder)
+    except UnreadableRun:
+        raise
     except RunFolderError:
         return None
     return record if record["status"] == "done" and record["recipe_hash"] == digest else None

@@ -151,6 +151,10 @@ def own_task_faults(task: dict) -> list[str]:
             f"Invalid value task.labels={labels!r}; expected two or more different labels, as in "
             "task.labels=[bad,good], or null for numbers."
         )
+    elif labels is not None and (None in labels or "" in names):
+        found.append(
+            f"task.labels={labels!r} has an empty label, which in the data is a missing one: give it a name."
+        )
     choices = METRICS_OF_NUMBERS if labels is None else METRICS_OF_LABELS
     if not _is_list_of_names(metrics) or not set(metrics) <= set(choices):
         found.append(

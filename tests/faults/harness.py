@@ -16,10 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from condlora.commands.explain import explain
 from condlora.runs.record import read_record
 from condlora.training import run as finetune
 
 KILLED = 137
+NOBODY = 65534
 # What differs between two equal runs: when, how long, how fast, how often interrupted.
 VOLATILE = {
     "started_at", "finished_at", "train_seconds", "train_examples_per_second", "evaluation_seconds",
@@ -103,6 +105,30 @@ def in_child(work: Callable[[], object]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def said_without_root(work: Callable[[], object]) -> str:
+    """What a user without root's rights is told of the error that `work` ends with."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "no error"
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            work()
+        except BaseException as error:
+            said = explain(error) or f"a traceback: {type(error).__name__}: {error}"
+        finally:
+            os.write(writes, said.encode())
+            os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    return said
 
 
 def left_behind(folder: Path) -> dict:

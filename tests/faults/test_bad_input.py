@@ -257,7 +257,7 @@ ADAPTERS = {  # what scripts/export_lora.py is given
 DISK = {
     "full": (full_disk, "The disk is full"),
     "broken": (broken_disk, "The disk failed"),
-    "read-only": (read_only_disk, "No permission to read or write"),
+    "read-only": (read_only_disk, "No permission to write"),
 }
 
 CASES = [

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from condlora.errors import AdapterError, BackboneError, first_line
+from condlora.errors import AdapterError, BackboneError, first_line, raise_if_denied
 from condlora.files import write_atomically
 
 AUTO_CLASSES = {
@@ -94,6 +94,7 @@ def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     except Exception as error:  # PEFT and safetensors raise errors of any class, down to KeyError
+        raise_if_denied(error)
         raise AdapterError(
             f"{folder} holds no readable adapter ({first_line(error)}): it needs {CONFIG_NAME} and "
             f"{SAFETENSORS_WEIGHTS_NAME}, as save_pretrained writes them."
@@ -107,6 +108,7 @@ def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
             base, config=model_config, revision=config.revision, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError) as error:
+        raise_if_denied(error)
         raise BackboneError(
             f"No {model_class.__name__} could be loaded from {base} ({first_line(error)}): "
             "give its folder or hub id with --base."
@@ -152,6 +154,7 @@ def base_config(
     try:
         model_config = AutoConfig.from_pretrained(base, revision=config.revision)
     except (OSError, ValueError) as error:
+        raise_if_denied(error)
         raise BackboneError(
             f"{base} is neither a folder with a config.json nor a model that is cached or available "
             f"from the hub ({first_line(error)}): give the base model with --base."
