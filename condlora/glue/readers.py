@@ -177,11 +177,12 @@ def _object(row: object, task: Task, place: str) -> tuple[str, dict]:
 
 def _parquet(path: Path, task: Task) -> Rows:
     try:
+        names = pyarrow.parquet.read_schema(path).names
+        if len(set(names)) != len(names):
+            raise DataError(f"{path} names a column twice: rename one.")
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as parquet ({first_line(error)}).") from None
-    check_columns(table.column_names, task, str(path))
-    if len(set(table.column_names)) != len(table.column_names):
-        raise DataError(f"{path} names a column twice: rename one.")
+    check_columns(names, task, str(path))
     for number, row in enumerate(table.to_pylist(), start=1):
         yield f"{path}, row {number}", row

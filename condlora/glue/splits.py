@@ -152,9 +152,11 @@ def _check_labels(labels: np.ndarray, task: Task, name: str) -> None:
         wrong = (labels < 0) | (labels >= task.num_labels) | (labels != np.floor(labels))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
+        hidden = labels[row] == -1  # GLUE's mark
+        advice = "a split without public labels cannot be used" if hidden else "check the data"
         raise DataError(
-            f"Row {row + 1} of {task.name}'s split {name!r} has the label {labels[row]:g}, which is none of the "
-            "task's: a split without public labels cannot be used."
+            f"Row {row + 1} of {task.name}'s split {name!r} has the label {labels[row]:g}, which is none of the task's: "
+            f"{advice}."
         )
     if len(np.unique(labels)) < 2:
         raise DataError(f"All rows of {task.name}'s split {name!r} have one label: check the data.")

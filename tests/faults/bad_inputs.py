@@ -123,7 +123,7 @@ def full(place: Path) -> object:
 
 
 OWN = ("task=custom", "task.name=reviews", "task.fields=[text]", "task.labels=[bad,good]",
-       "data=files", "protocol.learning_rate=1e-3")  # fmt: skip
+       "data=files", "protocol.learning_rate=1e-3", "protocol.max_steps=10")  # fmt: skip
 PAIR = {"sentence1": ["a", "b"], "sentence2": ["c", "d"]}
 
 TABLES: dict[str, dict[str, Attempt]] = {

@@ -169,10 +169,10 @@ def test_rows_are_swallowed_even_if_one_of_them_is_blank_or_odd(tmp_path, odd):
 
 def test_a_quoted_text_that_holds_a_table_is_read_if_asked_for(tmp_path):
     path = tmp_path / "own.csv"
-    path.write_text('text,label\n"salt,good\npepper,bad",good\n')
+    path.write_text('text,label\n"salt,good\npepper,bad\nsugar",good\n')
     with pytest.raises(DataError, match=r"if it is one text, add \+data.quoting=standard"):
         rows_of(path)
-    assert rows_of(path, "standard") == ["salt,good\npepper,bad"]
+    assert rows_of(path, "standard") == ["salt,good\npepper,bad\nsugar"]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
     folder = Path(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
+        with (folder / SAFETENSORS_WEIGHTS_NAME).open("rb"):
+            pass  # safetensors does not say what is not permitted
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     except Exception as error:  # PEFT and safetensors raise errors of any class, down to KeyError
         raise_if_denied(error)
