@@ -1,13 +1,19 @@
-"""An interrupted run continues whenever nothing that its numbers depend on has changed; else its work is kept and named."""
+"""An interrupted run continues whenever nothing that its numbers depend on has changed; else its work is kept and named.
+
+Of the same kind: full disks in tests/faults/test_resume.py, names with the time and model folders under several names in
+tests/grid/test_places.py, unreadable runs in tests/faults/test_permissions.py.
+"""
 
 import shutil
 
 import pytest
 
+from condlora.runs.continuing import continued_by
 from condlora.runs.environment import environment, source_sha256
 from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
 from tests.faults.harness import Stop, fault, stop
+from tests.tasks import slow
 
 SETTINGS = ("task=rte", "protocol.precision=no", "runtime.checkpoint_steps=2")
 
@@ -47,7 +53,10 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize("name", HARMLESS)
+ALWAYS = ("a checkout with an untracked file", "another number of threads")
+
+
+@pytest.mark.parametrize("name", [*ALWAYS, *slow(*sorted(HARMLESS.keys() - set(ALWAYS)))])
 def test_a_harmless_difference_continues(resume, name, capsys):
     changes, overrides = HARMLESS[name]
     record, folder = resume(changes, *overrides)
@@ -56,6 +65,15 @@ def test_a_harmless_difference_continues(resume, name, capsys):
     assert ("with 2 threads a run begun with 1" in capsys.readouterr().out) == (
         "threads" in changes
     )
+
+
+def test_a_model_folder_of_another_name_holds_the_same_model():
+    def described(name, weights):
+        environment = {"device": "cpu (a processor)", "source_sha256": "0"}
+        return {"environment": environment, "backbone": {"name": name, "weights_sha256": weights}}
+
+    assert continued_by(described("m", "1")) == continued_by(described("n", "1"))
+    assert continued_by(described("m", "1")) != continued_by(described("m", "2"))
 
 
 def other_torch():
@@ -72,7 +90,7 @@ HARMFUL = {
 }
 
 
-@pytest.mark.parametrize("name", HARMFUL)
+@pytest.mark.parametrize("name", ["batch size", *slow(*sorted(HARMFUL.keys() - {"batch size"}))])
 def test_what_cannot_be_continued_is_kept_and_named(resume, name, capsys):
     changes, overrides, why = HARMFUL[name]
     record, folder = resume(changes(), *overrides)
@@ -84,6 +102,7 @@ def test_what_cannot_be_continued_is_kept_and_named(resume, name, capsys):
     assert f"cannot be continued ({why}" in said and kept.name in said
 
 
+@pytest.mark.slow
 def test_work_that_is_set_aside_twice_is_kept_twice(resume, tmp_path):
     _, folder = resume({}, "protocol.batch_size=16")
     shutil.rmtree(folder)
