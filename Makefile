@@ -55,6 +55,10 @@ list: $(INSTALLED) ## the runs of a PROFILE: done, stale, failed or missing, and
 watch: $(INSTALLED) ## the same while it runs: step, loss, score and speed of each running run (Ctrl-C ends it)
 	@$(BIN)/python scripts/list.py profile=$(PROFILE) --watch
 
+.PHONY: submit
+submit: $(INSTALLED) ## submit workers for a PROFILE to a cluster: make submit CLUSTER=slurm PROFILE=paper ARGS='cluster.partition=gpu'
+	@$(BIN)/python scripts/submit.py $(or $(CLUSTER),slurm) profile=$(PROFILE) $(ARGS)
+
 PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
 SLOW := slow or gpu or cluster
 
@@ -68,6 +72,10 @@ test-slow: $(INSTALLED) ## run the tests that `make test` leaves out; those for 
 
 .PHONY: test-all
 test-all: test test-slow ## run all tests
+
+.PHONY: test-cluster
+test-cluster: $(INSTALLED) ## test the workers on a SLURM cluster that the tests start (apt install slurm-wlm munge, as root)
+	$(BIN)/python -m pytest -rs --durations=20 tests/cluster
 
 .PHONY: test-versions
 test-versions: $(INSTALLED) ## test the PEFT method with the oldest and the newest dependencies allowed (downloads them)

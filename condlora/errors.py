@@ -61,6 +61,10 @@ class IncompleteGrid(UserError):
     exit_status = 1
 
 
+class ClusterError(UserError):
+    """A scheduler's command is missing, refused what was asked, or did not answer."""
+
+
 class RunTaken(UserError):
     """Another process is doing this run."""
 
@@ -70,7 +74,7 @@ class NoFinishedRuns(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came while training; a checkpoint was written."""
+    """SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 came while training; a checkpoint was written."""
 
     @property
     def exit_status(self) -> int:

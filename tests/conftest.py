@@ -1,7 +1,6 @@
 """What all tests share: tiny models and runs, the golden tensors, and which tests are skipped where."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ def pytest_collection_modifyitems(items):
     missing = {}
     if not torch.cuda.is_available():
         missing["gpu"] = pytest.mark.skip(reason="no CUDA device is available")
-    if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        missing["cluster"] = pytest.mark.skip(reason="needs pip install 'condlora[cluster]'")
     for item in items:
         for name, skip in missing.items():
             if item.get_closest_marker(name):

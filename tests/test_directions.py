@@ -14,7 +14,7 @@ FLOORS = (
     {"models"},
     {"training"},
     {"grid"},
-    {"search"},
+    {"cluster", "search"},
     {"commands"},
 )
 # Imports that go up and wait for their rooms to change; an entry that is no longer needed fails.

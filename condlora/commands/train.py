@@ -27,12 +27,17 @@ def check(overrides: list[str]) -> None:
 
 
 def finish(overrides: list[str]) -> None:
-    """Wait for runs that other launchers do, do those whose owner dies, then fail if one is not done."""
+    """Wait for runs that other launchers do, do those whose owner dies, then fail if one is not done.
+
+    With `wait=false`, as for one of many workers, the runs of others are left to them.
+    """
+    from condlora.grid.cells import compose_common
     from condlora.grid.watch import left_by_others, require_done
 
-    for cfg in left_by_others(overrides):
+    waits = compose_common(tuple(overrides)).wait
+    for cfg in left_by_others(overrides) if waits else ():
         attempt(cfg, overrides)
-    require_done(overrides)
+    require_done(overrides, others_may_run=not waits)
 
 
 def attempt(cfg: DictConfig, overrides: list[str]) -> None:

@@ -17,15 +17,18 @@ from condlora.runs.settings import SeedSettings, run_faults
 from condlora.settings import faults, folder_fault, refuse
 
 
-def preflight(overrides: list[str]) -> None:
+def preflight(overrides: list[str], *, on_this_machine: bool = True) -> None:
     """Refuse within seconds what cannot run: a missing GPU, hub or data folder, an unfinished recipe, a wrong value.
+
+    on_this_machine: False where the runs will be done elsewhere, on machines that may have a GPU or the hub.
 
     Raises:
         DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: with all settings that are wrong.
         DataError: see `condlora.glue.folder.data_folder`, or a user's file is missing.
     """
     common = compose_common(tuple(overrides))
-    _require_machine(common)
+    if on_this_machine:
+        _require_machine(common)
     if common.data.source == "directory":
         data_folder(common.data)
     if "${now:" in str(OmegaConf.to_container(common, resolve=False)["runs"]):

@@ -46,19 +46,24 @@ def _is_abandoned(cell: Planned) -> bool:
     return state_of(cell).state in ("running", "missing") and claim_file(cell.folder).exists()
 
 
-def require_done(overrides: list[str]) -> None:
+def require_done(overrides: list[str], *, others_may_run: bool = False) -> None:
     """Fail the command if a run it named is not done; the reason of each was printed when it ended.
+
+    others_may_run: a run that another launcher is doing does not count.
 
     Raises:
         IncompleteGrid: some runs of several are not done. SystemExit: the only run is not done.
     """
     cells = [state_of(cell) for cell in plan_cells(tuple(overrides))]
-    left = [f"{c.task} {c.adapter} seed {c.seed}" for c in cells if c.state != "done"]
+    left = [cell for cell in cells if cell.state != "done"]
+    if others_may_run:
+        left = [cell for cell in left if not living_owner(cell.folder)]
     if left and len(cells) == 1:
         raise SystemExit(UserError.exit_status)
     if left:
+        names = ", ".join(f"{c.task} {c.adapter} seed {c.seed}" for c in left)
         raise IncompleteGrid(
-            f"{len(left)} of {len(cells)} runs are not done ({', '.join(left)}): fix the errors above and run the "
+            f"{len(left)} of {len(cells)} runs are not done ({names}): fix the errors above and run the "
             "same command again; finished runs are kept."
         )
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while runs are trained: they end after the next step, with a checkpoint."""
+"""SIGINT, SIGTERM and a scheduler's SIGUSR1 and SIGUSR2 while runs are trained: they end after the next step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from condlora.errors import Interrupted
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM is noted in `asked`; a second one acts at once.
+    """A context in which the first of these signals is noted in `asked`; a second one acts at once.
 
     An ignored signal stays ignored: shells let their background jobs ignore SIGINT. Runs that are trained together share
     one object; each of them enters it, and the handlers are removed when the last one has left.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.asked: int | None = None

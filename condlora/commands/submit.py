@@ -1,0 +1,49 @@
+"""Submit workers for a grid to a cluster; each trains runs of the shared folder that no other worker has.
+
+Examples:
+    python scripts/submit.py slurm profile=paper cluster.partition=gpu
+    python scripts/submit.py slurm profile=single_gpu runs=/shared/runs cluster.workers=4 cluster.follow=true
+
+Settings of the cluster: configs/cluster/slurm.yaml. The same command again submits workers for what is left.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from pathlib import Path
+
+from condlora.commands.cli import command
+
+
+@command("train", composes=False)
+def main(overrides: list[str]) -> None:
+    from condlora.cluster import slurm
+    from condlora.cluster.follow import follow
+    from condlora.cluster.settings import read_settings
+    from condlora.grid.cells import compose_common, plan_cells, state_of
+    from condlora.grid.preflight import preflight
+    from condlora.runs.lease import living_owner
+
+    scheduler, *words = overrides or [""]
+    settings = read_settings(scheduler, [word for word in words if word.startswith("cluster.")])
+    words = tuple(word for word in words if not word.startswith("cluster."))
+    slurm.require_client()
+    preflight(list(words), on_this_machine=False)
+    cells = [state_of(cell) for cell in plan_cells(words)]
+    left = [cell for cell in cells if cell.state != "done" and not living_owner(cell.folder)]
+    if not left:
+        print(f"Nothing to submit: of {len(cells)} runs all are done or being done.")
+        return
+    workers = min(settings.workers, len(left))
+    folder = Path(compose_common(words).runs).resolve() / ".cluster"
+    logs = folder / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    logs.mkdir(parents=True, exist_ok=True)
+    script = logs / "workers.sh"
+    script.write_text(slurm.script(settings, workers, words, logs), encoding="utf-8")
+    job = slurm.submit(script)
+    print(f"{workers} workers for {len(left)} of {len(cells)} runs submitted as SLURM job {job}.")
+    print(f"Script and logs: {logs}")
+    print(f"State of the runs: python scripts/list.py {' '.join(words)}")
+    if settings.follow:
+        follow(words, functools.partial(slurm.is_alive, job), logs)
