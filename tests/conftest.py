@@ -1,12 +1,25 @@
 """What all tests share: tiny models and runs, the golden tensors, and which tests are skipped where."""
 
+import functools
+import gc
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny tensors: a thread pool costs more than it gives
+
+
+def pytest_collection_finish():
+    """Generate each synthetic task once per process, and keep the imports out of every collection of garbage."""
+    prepare = sys.modules.get("condlora.glue.prepare")
+    if prepare is not None:
+        prepare._prepare = functools.lru_cache(maxsize=32)(prepare._prepare.__wrapped__)
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
@@ -80,3 +93,30 @@ def tiny_cells(tmp_path):
         return compose_tiny(*(() if named else (f"runs={tmp_path}/runs",)), *overrides)
 
     return compose
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory):
+    """A function (*overrides) -> a runs folder with the finished runs that they name, trained once per process."""
+    from condlora.training.run import run
+    from tests.tasks import compose_tiny
+
+    @functools.cache
+    def train(*overrides):
+        runs = tmp_path_factory.mktemp("finished")
+        for cfg in compose_tiny(*overrides, f"runs={runs}"):
+            run(cfg)
+        return runs
+
+    return train
+
+
+@pytest.fixture
+def finished_cells(finished_once, tiny_cells, tmp_path):
+    """A function (*overrides) -> `tiny_cells` whose runs are finished; each test has copies of its own."""
+
+    def finish(*overrides):
+        shutil.copytree(finished_once(*overrides), tmp_path / "runs", dirs_exist_ok=True)
+        return tiny_cells(*overrides)
+
+    return finish

@@ -154,6 +154,8 @@ def _composer(jobs: list[Words], parser: OverridesParser) -> Callable[[Words], D
     last job is composed by itself as well: if it differs, the choices are not independent, and each job is composed.
     """
     base = compose("train", list(jobs[0]))
+    if len(jobs) == 1:
+        return lambda words: base
     parts = _independent_choices(jobs, base, parser)
 
     def assemble(words: Words) -> DictConfig:

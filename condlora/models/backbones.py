@@ -76,7 +76,7 @@ def load_backbone(cfg: DictConfig, *, num_labels: int) -> Backbone:
     settings = OmegaConf.to_container(cfg, resolve=True)
     if cfg.source == "folder":  # its files may have changed
         settings["content"] = content_sha256(Path(cfg.path))
-    return _load(json.dumps(settings), num_labels)
+    return _load(json.dumps(settings, sort_keys=True), num_labels)
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class Training:
         """Of the loss in fp16, else None."""
         return self.accelerator.scaler
 
-    @property
+    @functools.cached_property  # accelerate looks at every module
     def unwrapped(self) -> nn.Module:
         """The model without what accelerate puts around it."""
         return self.accelerator.unwrap_model(self.model)

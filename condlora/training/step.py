@@ -83,7 +83,8 @@ def gradients(training: Training, batch: dict) -> torch.Tensor:
         DeviceError: one example does not fit.
     """
     progress = training.progress
-    training.model.train()
+    if not training.model.training:  # it visits every module, so not at each step
+        training.model.train()
     while True:
         try:
             return add_gradients(training, batch)

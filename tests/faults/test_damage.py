@@ -14,9 +14,8 @@ from condlora.training import run as finetune
 
 
 @pytest.fixture
-def done(tiny_cells):
-    (cfg,) = tiny_cells("task=rte")
-    finetune.run(cfg)
+def done(finished_cells):
+    (cfg,) = finished_cells("task=rte")
     return cfg
 
 

@@ -29,11 +29,8 @@ def states(cells):
 
 
 @pytest.fixture
-def finished(tiny_cells):
-    cells = tiny_cells(*GRID)
-    for cfg in cells:
-        finetune.run(cfg)
-    return cells
+def finished(finished_cells):
+    return finished_cells(*GRID)
 
 
 def test_states_after_a_deleted_folder_a_truncated_record_and_a_changed_value(finished, tiny_cells):

@@ -27,9 +27,8 @@ def test_any_launcher_takes_the_place_of_a_profiles_own(profile, launcher):
     assert other._target_ != own._target_ or other.n_jobs == -1
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_write_their_checkpoints_and_end_with_their_parent(tmp_path, number):
     words = [*TINY, "protocol.max_steps=1000000", "protocol.evaluate_every=1000000", "seed=0,1,2"]
     words += [f"runs={tmp_path}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

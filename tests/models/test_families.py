@@ -16,7 +16,7 @@ from condlora.models.backbones import fresh_model, load_backbone
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
-from tests.tasks import ROOT, slow
+from tests.tasks import ROOT
 
 
 def architecture(model_type, modules=None, **settings):
@@ -71,8 +71,20 @@ def cell(tiny_cells, tmp_path):
     return compose
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["roberta", "gpt2", *slow("deberta", "modernbert", "llama")])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("roberta", "condlora"),
+        ("gpt2", "lora"),
+        pytest.param("gpt2", "condlora", marks=pytest.mark.slow),
+        pytest.param("roberta", "lora", marks=pytest.mark.slow),
+        *(
+            pytest.param(family, method, marks=pytest.mark.slow)
+            for family in ("deberta", "modernbert", "llama")
+            for method in METHODS
+        ),
+    ],
+)
 def test_a_run_trains_resumes_to_the_same_bits_and_gives_its_factors(cell, family, method):
     cfg = cell(family, method)
     record = finetune.run(cfg)  # scores what it saved again, and fails where that differs

@@ -44,6 +44,7 @@ def command(runs, *more, script=()):
     return [*LAUNCH, *script, "scripts/train.py", *WORDS, *more, f"runs={runs}"]
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(tiny_cells, tmp_path):
     # A batch of 31 has no equal halves, and the last of an epoch, of two, one row for each.
     steps = ["protocol.max_steps=6", "protocol.evaluate_every=3", "protocol.batch_size=31"]

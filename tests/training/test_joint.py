@@ -140,12 +140,14 @@ def steps(trainings, count, together, outputs=3, cycle=1000):
 @pytest.mark.parametrize(
     "names",
     [
-        ["lora", "lora"],
         ["condlora", "lora", "condlora"],
-        ["condlora_blocks", "condlora", "condlora_blocks"],
         ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
-        ["condlora_other_layer", "condlora_other_layer"],
-        ["cond_pissa", "condlora", "cond_pissa"],
+        *slow(
+            ["lora", "lora"],
+            ["condlora_blocks", "condlora", "condlora_blocks"],
+            ["condlora_other_layer", "condlora_other_layer"],
+            ["cond_pissa", "condlora", "cond_pissa"],
+        ),
     ],
     ids="+".join,
 )

@@ -190,6 +190,7 @@ def test_injecting_by_a_state_dict_adapts_every_layer_of_a_group():
     assert torch.equal(logits(other), logits(source))
 
 
+@pytest.mark.slow
 def test_a_process_that_never_imported_condlora_is_told_the_methods_name(saved):
     """README says to import condlora first; without it PEFT knows no such method."""
     import subprocess

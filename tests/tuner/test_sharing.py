@@ -29,7 +29,7 @@ from condlora.tuner.methods.cond_adalora import CondAdaLora
 from condlora.tuner.methods.controls import haar
 from condlora.tuner.methods.lora_xs import principal_factors
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
-from tests.tasks import slow
+from tests.tasks import compose_tiny, slow
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -401,11 +401,13 @@ def test_the_documentation_counts_what_the_shipped_configs_train(tiny_cells):
     text = (ROOT / "docs" / "condlora.md").read_text()
     rows = re.findall(r"^\| (\w+) \|.* ([\d,]+) \|(?: \[.*)?$", text, re.MULTILINE)
     assert {name for name, _ in rows} == {"condlora", *SHIPPED}
-    for name, count in rows:
-        (cfg,) = tiny_cells("task=rte", f"adapter={name}")
+    with torch.device("meta"):
+        base = RobertaModel(RobertaConfig(vocab_size=50))
+    cells = tiny_cells("task=rte", f"adapter={','.join(name for name, _ in rows)}")
+    for cfg, (name, count) in zip(cells, rows, strict=True):
         config = hydra.utils.instantiate(cfg.adapter.config, task_type=None, _convert_="all")
         with torch.device("meta"):
-            model = get_peft_model(RobertaModel(RobertaConfig(vocab_size=50)), config)
+            model = get_peft_model(copy.deepcopy(base), config)
         assert f"{model.get_nb_trainable_parameters()[0]:,}" == count, name
 
 
@@ -898,10 +900,16 @@ def test_a_method_of_ones_own_is_a_few_lines(monkeypatch, tmp_path):
     export_lora(model, tmp_path / "lora")
 
 
+@pytest.fixture(scope="module")
+def shipped():
+    """The configs of a toy run of each shipped method, by name."""
+    words = ("task=rte", f"adapter={','.join(SHIPPED)}", "protocol.learning_rate=1e-3")
+    return {cfg.adapter.name: cfg for cfg in compose_tiny(*words)}
+
+
 @pytest.mark.parametrize("adapter", SHIPPED)
-def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, tiny_cells):
-    (cfg,) = tiny_cells("task=rte", f"adapter={adapter}", "protocol.learning_rate=1e-3")
-    assert cfg.adapter.name == adapter
+def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, shipped):
+    cfg = shipped[adapter]
     backbone = load_backbone(cfg.backbone, num_labels=2)
     model = setup.initialise(cfg, backbone, setup.streams(0, "rte"))
     config = model.peft_config["default"]

@@ -17,7 +17,6 @@ from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
-from tests.tasks import slow
 from tests.tuner.families import FAMILIES, IDS, adapted, logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +42,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("form", ["code", *slow("literal", "consistent")])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["code", "literal", "consistent"])
 def test_compiled_without_a_graph_break_it_equals_eager(form):
     """Loss and gradients in training, the output at inference."""
     model = adapted("bert", form)
