@@ -59,7 +59,8 @@ watch: $(INSTALLED) ## the same while it runs: step, loss, score and speed of ea
 submit: $(INSTALLED) ## submit workers for a PROFILE to a cluster: make submit CLUSTER=slurm PROFILE=paper ARGS='cluster.partition=gpu'
 	@$(BIN)/python scripts/submit.py $(or $(CLUSTER),slurm) profile=$(PROFILE) $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
+# Each worker takes a half of the tests in their order, so that most modules make what their tests share once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 SLOW := slow or gpu or cluster
 
 .PHONY: test
@@ -71,7 +72,8 @@ test-slow: $(INSTALLED) ## run the tests that `make test` leaves out; those for 
 	$(PYTEST) -m '$(SLOW)'
 
 .PHONY: test-all
-test-all: test test-slow ## run all tests
+test-all: $(INSTALLED) ## run all tests
+	$(PYTEST)
 
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## test the workers on a SLURM cluster that the tests start (apt install slurm-wlm munge, as root)

@@ -91,6 +91,7 @@ class Training:
     trainable: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model.train()  # every module: the copy of a backbone in it is in evaluation mode
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     @property

@@ -83,7 +83,7 @@ def gradients(training: Training, batch: dict) -> torch.Tensor:
         DeviceError: one example does not fit.
     """
     progress = training.progress
-    if not training.model.training:  # it visits every module, so not at each step
+    if not training.unwrapped.training:  # after an evaluation; `train` visits every module
         training.model.train()
     while True:
         try:

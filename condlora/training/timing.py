@@ -23,7 +23,7 @@ from condlora.training.step import clip_and_step, gradients
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 20
 TIMED_ROUNDS = 7  # odd, so that the median is one of them
-TIMED_EXAMPLES = 32
+TIMED_EXAMPLES = 16
 
 
 def speed_alone(training: Training, batches: Iterable[dict]) -> float:

@@ -40,7 +40,7 @@ def test_fine_tuning_and_analysis_make_no_attempt(python, tmp_path):
     """The embedded profile in small; `.ci/run` makes the whole of it without a network."""
     words = ["task=rte", "adapter=lora,condlora", "backbone=tiny", "data=synthetic"]
     words += ["protocol=embedded", "protocol.max_steps=2", "protocol.evaluate_every=1"]
-    words += [f"runs={tmp_path}/runs", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words += [f"runs={tmp_path}/runs"]
     trained = python("scripts/train.py", *words)
     assert trained.returncode == 0, trained.stderr
     places = [f"runs={tmp_path}/runs", f"results={tmp_path}/results"]

@@ -146,10 +146,9 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
     ("launchers", "more", "fleet"),
     [
         (2, [], 1),
-        (2, ["runtime.fleet=2"], 2),
         (1, ["runtime.fleet=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], 2),
     ],
-    ids=["two", "two with fleets", "one of two processes with fleets"],
+    ids=["two", "one of two processes with fleets"],
 )
 def test_launchers_started_together_do_every_run_once(tmp_path, launchers, more, fleet):
     words = [

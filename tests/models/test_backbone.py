@@ -29,12 +29,19 @@ def tiny():
     return load_backbone(shipped("tiny"), num_labels=2)
 
 
-@pytest.fixture
-def folder(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory):
     """A folder as a user would have it: a pretrained encoder without a classifier, and its tokenizer."""
-    tiny.model.bert.save_pretrained(tmp_path)
-    tiny.tokenizer.save_pretrained(tmp_path)
-    return tmp_path
+    path = tmp_path_factory.mktemp("saved")
+    tiny.model.bert.save_pretrained(path)
+    tiny.tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of such a folder."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def test_folder_gives_the_same_encoder_and_a_head_to_train(tiny, folder):

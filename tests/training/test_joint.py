@@ -550,20 +550,20 @@ def test_memory_that_is_short_in_a_step_fails_its_run_and_tries_nothing_again(
         finetune.run(alone)
 
 
-def stopped_at(tiny_cells, tmp_path, instant):
-    def cells(where):
-        grid = ("task=rte", "adapter=lora,condlora", "seed=0,1", "runtime.checkpoint_steps=2")
-        return list(tiny_cells(*grid, f"runs={tmp_path}/{where}"))
+FLEET = ("task=rte", "adapter=lora,condlora", "seed=0,1", "runtime.checkpoint_steps=2")
 
-    finetune.run_together(cells("whole"))
-    stopped = cells("stopped")
+
+def stopped_at(tiny_cells, tmp_path, instant):
+    stopped = list(tiny_cells(*FLEET, f"runs={tmp_path}/stopped"))
     with pytest.raises(Stop), fault(stop, instant, [(finetune.Run, "finish_step")]):
         finetune.run_together(stopped)
-    return stopped, cells("whole")
+    return stopped
 
 
 def test_a_stopped_fleet_goes_on_to_the_same_bits(tiny_cells, tmp_path):
-    stopped, wholes = stopped_at(tiny_cells, tmp_path, 13)  # in the first run's fourth step
+    wholes = list(tiny_cells(*FLEET, f"runs={tmp_path}/whole"))
+    finetune.run_together(wholes)
+    stopped = stopped_at(tiny_cells, tmp_path, 13)  # in the first run's fourth step
     records = finetune.run_together(stopped)
     assert [record["resumed_at_steps"] for record in records] == [[2]] * 4
     for cfg, whole in zip(stopped, wholes, strict=True):
@@ -572,7 +572,7 @@ def test_a_stopped_fleet_goes_on_to_the_same_bits(tiny_cells, tmp_path):
 
 @pytest.mark.slow
 def test_a_fleet_stopped_between_two_checkpoints_goes_on_out_of_step(tiny_cells, tmp_path):
-    stopped, _ = stopped_at(tiny_cells, tmp_path, 14)  # the first run has its checkpoint of step 4
+    stopped = stopped_at(tiny_cells, tmp_path, 14)  # the first run has its checkpoint of step 4
     records = finetune.run_together(stopped)
     assert [record["resumed_at_steps"] for record in records] == [[4], [2], [2], [2]]
     assert [record["steps"] for record in records] == [6] * 4
