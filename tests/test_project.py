@@ -16,12 +16,13 @@ from condlora.grid.cells import compose_cells, each_config
 from condlora.grid.preflight import preflight
 from condlora.runs.recipe import recipe
 from condlora.training import run as finetune
-from tests.tasks import GLUE_TASKS, ROOT
+from tests.tasks import GLUE_TASKS, ROOT, slow
 
 PROFILES = sorted(p.stem for p in (ROOT / "configs" / "profile").glob("*.yaml"))
+USED_MOST = ("adhoc", "embedded", "kinship", "minilm_glue", "paper", "single_gpu")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", [*USED_MOST, *slow(*sorted({*PROFILES} - {*USED_MOST}))])
 def test_every_profile_composes_into_complete_recipes(profile, monkeypatch):
     monkeypatch.delenv("GLUE_DATA", raising=False)  # the analysis composes without the data
     count, cells = 0, []
@@ -46,6 +47,7 @@ def test_every_profile_composes_into_complete_recipes(profile, monkeypatch):
         assert recipe(cfg)["protocol"]["learning_rate"] > 0
 
 
+@pytest.mark.slow
 def test_the_parts_of_parity_are_profiles_at_their_number_of_steps_that_its_rules_name():
     (whole, *_) = compose_cells(("profile=parity",))
     rules = OmegaConf.load(ROOT / "configs/analysis/parity_rules.yaml")
