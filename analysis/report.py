@@ -21,8 +21,12 @@ def main(cfg: DictConfig) -> None:
     reference = find_reference(Path(cfg.results), study.profile, cfg.against)
     # Imported here: these take seconds, and a wrong setting is reported without them.
     from analysis.present.report import build
+    from analysis.study.parity import has_parts, load_grids
 
-    print(f"Report: {build(study, cfg.margin_points, reference)}")
+    grids = None
+    if has_parts(study.profile):
+        grids = load_grids(study.profile, Path(cfg.runs), list(cfg.may_differ))
+    print(f"Report: {build(study, cfg.margin_points, reference, grids)}")
 
 
 if __name__ == "__main__":

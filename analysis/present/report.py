@@ -28,6 +28,7 @@ from analysis.present import (
     glue_scores,
     linear_map,
     lora_subspace,
+    parity,
     positions,
     provenance,
     rank,
@@ -52,6 +53,7 @@ from analysis.stats.rules import (
     load_rules,
 )
 from analysis.study.paper import published
+from analysis.study.parity import Grids
 from analysis.study.reference import load_reference
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks
@@ -67,11 +69,17 @@ BADGES = {
 }
 
 
-def build(study: Study, margin_points: float | None = None, reference: Path | None = None) -> Path:
+def build(
+    study: Study,
+    margin_points: float | None = None,
+    reference: Path | None = None,
+    grids: Grids | None = None,
+) -> Path:
     """Runs all analyses of a study, writes everything, returns the path of report.html.
 
     margin_points: the margin of equality where it is not that of claims.yaml; reference: the folder of the report that
-    this one is compared with, see `analysis.study.reference`.
+    this one is compared with, see `analysis.study.reference`; grids: all grids of the experiment that the profile is one
+    of, whose outcome then comes first.
     """
     thresholds, stated = load_rules(margin_points)
     stacks = load_stacks(study.done)
@@ -93,6 +101,7 @@ def build(study: Study, margin_points: float | None = None, reference: Path | No
         provenance.section(study),
     ]
     sections = [s for s in sections if s.text or s.shown]
+    lead = parity.section(grids, figures) if grids else None
     comparison = None
     if reference:
         known = load_reference(reference, study.profile)
@@ -100,7 +109,7 @@ def build(study: Study, margin_points: float | None = None, reference: Path | No
     for item in [
         *all_claims,
         *(comparison.tables if comparison else []),
-        *(x for s in sections for x in (*s.shown, *s.details)),
+        *(x for s in [lead, *sections] if s for x in (*s.shown, *s.details)),
     ]:
         if isinstance(item, typeset.Table):
             typeset.write(item, study.folder / "tables")
@@ -126,6 +135,7 @@ def build(study: Study, margin_points: float | None = None, reference: Path | No
         "fixed": published("claims")["fixed"],
         "limits": [*study.left_out, *limits(study.done, thresholds.alpha)],
         "comparison": comparison,
+        "lead": lead,
         "sections": sections,
         "paper": published("table2"),
     }

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from analysis.present import parity as page
+from analysis.present.report import build
 from analysis.present.typeset import Picture
 from analysis.stats import parity
 from analysis.study.parity import Grids, has_parts, load_grids, progress, rule_commits, scores
@@ -175,3 +176,15 @@ def test_grids_of_the_profile_are_read_before_any_run_is_there(tmp_path):
     assert set(found.part) == {"300", "1200", "4800", "9600", "dial", "paper_size", "appendix"}
     assert (found.done == 0).all() and not found.complete.any() and found.planned.sum() > 250
     assert "not run" in page.section(made, tmp_path / "figures").text[0]
+
+
+@pytest.mark.slow  # a whole report
+def test_report_of_the_experiment_begins_with_it(study, grids):
+    adapters = ("lora", "condlora", "share_lora_ab")
+    made = grids(flat(0), adapters, ("condlora", "share_lora_ab"))
+    html = build(study, grids=made).read_text(encoding="utf-8")
+    markdown = (study.folder / "report.md").read_text(encoding="utf-8")
+    for text, panels in ((html, 'class="panels"'), (markdown, "| | | | |")):
+        lead = text.index("Does CondLoRA end where LoRA ends?")
+        assert lead < text.index("Primary endpoint") < text.index(panels)
+    assert (study.folder / "tables" / "parity_curve.csv").is_file()
