@@ -39,10 +39,10 @@ from benchmarks.workload import (
     sample,
 )
 from condlora.glue.batches import ShuffledEachEpoch
-from condlora.glue.prepare import Data
 from condlora.models.backbones import Backbone, load_backbone
 from condlora.runs.environment import PeakMemory
 from condlora.training.compatibility import compatible, find_kinds
+from condlora.training.data import Data
 from condlora.training.device import choose_attention, make_accelerator
 from condlora.training.setup import (
     Batches,

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from condlora.errors import ConfigError
 from condlora.glue.batches import Encoded, encode
-from condlora.glue.prepare import Data
 from condlora.glue.sources import load_text
 from condlora.glue.tasks import task_from_config
 from condlora.grid.cells import compose_cells
 from condlora.models.backbones import Backbone
 from condlora.paths import CONFIGS
+from condlora.training.data import Data
 from condlora.training.device import find_device
 
 TOKENS = "tokens_"  # in place of a task's name: examples of this many tokens each

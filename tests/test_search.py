@@ -16,12 +16,15 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from condlora import search
 from condlora.errors import ConfigError, DivergedError, UndefinedScore
 from condlora.files import write_atomically
 from condlora.grid.cells import compose_cells
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import SCHEMA_VERSION, run_folder, write_record
+from condlora.search import files
+from condlora.search.rules import next_rate
+from condlora.search.run import search
+from condlora.search.studies import plan_studies
 from condlora.training import run as finetune
 from tests.tasks import ROOT
 
@@ -78,7 +81,7 @@ def stand_in(monkeypatch):
 
 
 def test_trials_are_the_same_rates_for_both_methods_and_real_runs(tmp_path):
-    table = search.search(settings(tmp_path, "adapter=lora,condlora", rates=RATES[:2]))
+    table = search(settings(tmp_path, "adapter=lora,condlora", rates=RATES[:2]))
     for _, rows in table.groupby("adapter"):
         assert tuple(rows["learning_rate"]) == RATES[:2]
         assert rows["chosen"].sum() == 1
@@ -97,7 +100,7 @@ def test_trials_are_the_same_rates_for_both_methods_and_real_runs(tmp_path):
 
 def test_recipe_of_the_chosen_trial_is_that_of_the_profiles_cell(tmp_path):
     """So a table's run can be traced to the trial that chose its rate."""
-    (plan,) = search.plan_studies(settings(tmp_path))
+    (plan,) = plan_studies(settings(tmp_path))
     trial = plan.trial(2e-3)
     overrides = ("adapter=lora", "protocol.learning_rate=2e-3", f"runs={tmp_path}/runs", "seed=100")
     (cell,) = compose_cells((*TINY, *overrides))
@@ -108,27 +111,27 @@ def test_recipe_of_the_chosen_trial_is_that_of_the_profiles_cell(tmp_path):
 def test_only_validation_chooses(tmp_path, stand_in):
     """The test score rises with the rate; validation prefers the lowest, by its best evaluation."""
     stand_in(lambda rate: [0.5, 0.9 - 100 * rate, 0.1], test=0.99)
-    table = search.search(settings(tmp_path))
+    table = search(settings(tmp_path))
     assert set(table[table["chosen"]]["learning_rate"]) == {min(RATES)}
     assert table["validation_score"].tolist() == [0.9 - 100 * rate for rate in RATES]
 
 
 def test_undefined_test_score_does_not_cost_a_trial(tmp_path, stand_in):
     stand_in(lambda rate: [0.1, rate], test=None)
-    table = search.search(settings(tmp_path))
+    table = search(settings(tmp_path))
     assert set(table["state"]) == {"complete"}
 
 
 def test_equal_scores_give_the_lower_rate(tmp_path, stand_in):
     stand_in(lambda rate: [0.7])
-    table = search.search(settings(tmp_path, rates=(4e-3, 1e-3)))
+    table = search(settings(tmp_path, rates=(4e-3, 1e-3)))
     assert set(table[table["chosen"]]["learning_rate"]) == {1e-3}
 
 
 def test_failed_trials_lose_and_say_why(tmp_path, stand_in):
     outcome = {1e-3: DivergedError("The loss is nan"), 2e-3: [0.3], 4e-3: [float("nan")] * 2}
     stand_in(outcome.get, test=None)
-    table = search.search(settings(tmp_path))
+    table = search(settings(tmp_path))
     assert table["state"].tolist() == ["fail", "complete", "fail"]
     assert table["reason"].tolist()[0] == "The loss is nan"
     assert table["chosen"].tolist() == [False, True, False]
@@ -136,12 +139,12 @@ def test_failed_trials_lose_and_say_why(tmp_path, stand_in):
 
 def test_no_rate_is_chosen_where_all_trials_fail(tmp_path, stand_in):
     stand_in(lambda rate: DivergedError("The loss is nan"))
-    assert not search.search(settings(tmp_path))["chosen"].any()
+    assert not search(settings(tmp_path))["chosen"].any()
 
 
 def test_search_that_was_stopped_goes_on_and_gives_the_same_trials(tmp_path, stand_in):
     stand_in(lambda rate: [1 - rate])
-    whole = search.search(settings(tmp_path / "whole"))
+    whole = search(settings(tmp_path / "whole"))
 
     def stopped(rate):
         if rate == 2e-3:
@@ -150,9 +153,9 @@ def test_search_that_was_stopped_goes_on_and_gives_the_same_trials(tmp_path, sta
 
     first = stand_in(stopped)
     with pytest.raises(KeyboardInterrupt):
-        search.search(settings(tmp_path / "stopped"))
+        search(settings(tmp_path / "stopped"))
     second = stand_in(lambda rate: [1 - rate])
-    resumed = search.search(settings(tmp_path / "stopped"))
+    resumed = search(settings(tmp_path / "stopped"))
     assert (first, second) == ([1e-3], [2e-3, 4e-3])
     pd.testing.assert_frame_equal(resumed, whole)
 
@@ -165,16 +168,16 @@ def test_trials_of_another_search_do_not_count(tmp_path, stand_in):
         (("protocol.batch_size=8",), {}),
     ):
         done.clear()
-        table = search.search(settings(tmp_path, *words, **changed))
+        table = search(settings(tmp_path, *words, **changed))
         assert len(done) == len(table) == len(RATES)
 
 
 @pytest.mark.parametrize("outcome", [[0.5], DivergedError("too high")])
 def test_more_rates_do_no_trial_again_even_if_it_failed(tmp_path, stand_in, outcome):
     done = stand_in(lambda rate: outcome if rate < 5e-3 else [0.7])
-    search.search(settings(tmp_path))
+    search(settings(tmp_path))
     done.clear()
-    table = search.search(settings(tmp_path, rates=(*RATES, 8e-3)))
+    table = search(settings(tmp_path, rates=(*RATES, 8e-3)))
     assert done == [8e-3]
     assert len(table) == len(RATES) + 1
     assert table[table["chosen"]]["learning_rate"].tolist() == [8e-3]
@@ -198,29 +201,29 @@ FAILED = None
     ],
 )
 def test_further_trials_go_where_those_before_point(scores, rate):
-    assert search.next_rate(scores) == rate
+    assert next_rate(scores) == rate
 
 
 def test_every_study_has_the_same_number_of_trials(tmp_path, stand_in):
     done = stand_in(lambda rate: [rate] if rate < 1 else DivergedError("too high"))
     cfg = settings(tmp_path, "adapter=lora,condlora", rates=(1e-3, 4e-3), further=3)
-    table = search.search(cfg)
+    table = search(cfg)
     assert done == 2 * [1e-3, 4e-3, 1.6e-2, 6.4e-2, 2.6e-1]
     assert table.groupby("adapter").size().tolist() == [5, 5]
     assert table[table["chosen"]]["learning_rate"].tolist() == [2.6e-1] * 2
     done.clear()
-    pd.testing.assert_frame_equal(search.search(cfg), table)
+    pd.testing.assert_frame_equal(search(cfg), table)
     assert not done
 
 
 @pytest.mark.parametrize("before", ["adhoc", "reference/adhoc"])
 def test_file_keeps_the_studies_of_other_methods(tmp_path, stand_in, before):
     stand_in(lambda rate: [rate])
-    search.search(settings(tmp_path, "adapter=lora,condlora"))
+    search(settings(tmp_path, "adapter=lora,condlora"))
     (tmp_path / "results" / before).parent.mkdir(exist_ok=True)
     (tmp_path / "results/adhoc").rename(tmp_path / "results" / before)
     stand_in(lambda rate: [1 - rate])
-    search.search(settings(tmp_path, "adapter=lora", "protocol.batch_size=8"))
+    search(settings(tmp_path, "adapter=lora", "protocol.batch_size=8"))
     written = pd.read_csv(tmp_path / "results/adhoc/search.csv")
     chosen = written[written["chosen"]].set_index("adapter")["learning_rate"].to_dict()
     assert chosen == {"condlora": max(RATES), "lora": min(RATES)}
@@ -229,7 +232,7 @@ def test_file_keeps_the_studies_of_other_methods(tmp_path, stand_in, before):
 
 def test_protocol_that_validates_on_the_test_set_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="which a search must not see"):
-        search.search(settings(tmp_path, "protocol.validation=test"))
+        search(settings(tmp_path, "protocol.validation=test"))
 
 
 def test_search_seed_is_in_no_profile():
@@ -257,7 +260,7 @@ def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
 
 def test_first_trials_are_trained_together_where_asked(tmp_path):
     words = ("runtime.fleet=2", "adapter=lora,condlora")
-    table = search.search(settings(tmp_path, *words, rates=RATES, further=1))
+    table = search(settings(tmp_path, *words, rates=RATES, further=1))
     records = [json.loads(p.read_text()) for p in (tmp_path / "runs/search").rglob("record.json")]
     found = {(r["adapter"], r["recipe"]["protocol"]["learning_rate"]): r["fleet"] for r in records}
     assert [found["lora", rate] for rate in RATES] == [2, 2, 1]
@@ -306,12 +309,12 @@ def test_workers_leave_with_a_search_that_is_killed_and_keep_a_checkpoint(tmp_pa
 def test_a_rates_score_is_the_mean_over_its_seeds_and_a_failed_seed_fails_it(tmp_path, stand_in):
     outcomes = iter([[0.9], [0.1], [0.6], [0.6], [0.99], DivergedError("The loss is nan")])
     stand_in(lambda rate: next(outcomes))
-    table = search.search(settings(tmp_path, repeats=2))
+    table = search(settings(tmp_path, repeats=2))
     assert list(zip(table["learning_rate"], table["seed"], strict=True)) == [
         (rate, seed) for rate in RATES for seed in (100, 101)
     ]
     assert set(table[table["chosen"]]["learning_rate"]) == {2e-3}
-    assert search.search(settings(tmp_path, repeats=2)).equals(table)  # and trains nothing again
+    assert search(settings(tmp_path, repeats=2)).equals(table)  # and trains nothing again
 
 
 @pytest.mark.parametrize(
@@ -326,13 +329,13 @@ def test_a_rates_score_is_the_mean_over_its_seeds_and_a_failed_seed_fails_it(tmp
 )
 def test_rates_are_added_while_the_best_is_at_an_edge(tmp_path, stand_in, best, tried):
     done = stand_in(lambda rate: [1 / (1 + abs(math.log(rate / best)))])
-    search.search(settings(tmp_path, extend=3))
+    search(settings(tmp_path, extend=3))
     assert done == [*RATES, *tried]
 
 
 def test_the_best_rate_is_refined_by_the_root_of_two(tmp_path, stand_in):
     done = stand_in(lambda rate: [1 / (1 + abs(math.log(rate / 1.4e-3)))])
-    table = search.search(settings(tmp_path, extend=3, refine=True, repeats=2))
+    table = search(settings(tmp_path, extend=3, refine=True, repeats=2))
     assert done[::2] == done[1::2] == [*RATES, 5e-4, 7.07e-4, 1.41e-3]
     assert set(table[table["chosen"]]["learning_rate"]) == {1.41e-3}
     assert table.groupby("stage").size().to_dict() == {"extended": 2, "first": 6, "refined": 4}
@@ -343,17 +346,17 @@ def test_a_search_begins_around_the_rate_of_another_profiles_search(tmp_path, st
     rates = tmp_path / "rates"
     rates.mkdir()
     (rates / "parity_300.yaml").write_text("lora: {rte: 2.0e-3}")
-    search.search(settings(tmp_path, around="parity_300", extend=3))
+    search(settings(tmp_path, around="parity_300", extend=3))
     assert done == [1e-3, 2e-3, 4e-3, 8e-3]
     with pytest.raises(
         ConfigError, match="no learning rate for condlora on rte: search the profile"
     ):
-        search.search(settings(tmp_path, "adapter=condlora", around="parity_300"))
+        search(settings(tmp_path, "adapter=condlora", around="parity_300"))
 
 
 def test_where_every_trial_fails_no_rate_is_added(tmp_path, stand_in):
     done = stand_in(lambda rate: DivergedError("The loss is nan"))
-    assert not search.search(settings(tmp_path, extend=3, refine=True))["chosen"].any()
+    assert not search(settings(tmp_path, extend=3, refine=True))["chosen"].any()
     assert done == list(RATES)
 
 
@@ -361,7 +364,7 @@ def test_the_chosen_rates_are_a_file_that_a_profile_reads(tmp_path, stand_in):
     stand_in(lambda rate: [rate])
     cfg = settings(tmp_path, "adapter=lora,condlora")
     cfg.profile = "embedded"
-    search.search(cfg)
+    search(cfg)
     text = (tmp_path / "rates/embedded.yaml").read_text()
     assert yaml.safe_load(text) == {name: {"rte": max(RATES)} for name in ("lora", "condlora")}
     assert text.startswith("# @package protocol.tables.learning_rate\n")
@@ -380,12 +383,12 @@ def test_a_folder_of_rates_that_cannot_be_written_is_one_sentence(tmp_path):
     cfg = settings(tmp_path)
     cfg.profile = "embedded"
     with pytest.raises(ConfigError, match="could not be written to .*: set rates=FOLDER"):
-        search.write_rates(cfg, table)
+        files.write_rates(cfg, table)
 
 
 def test_an_installed_package_is_not_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "IS_CHECKOUT", False)
+    monkeypatch.setattr(files, "IS_CHECKOUT", False)
     cfg = settings(tmp_path)
     cfg.rates = None
     with pytest.raises(ConfigError, match="installed package: set rates=FOLDER"):
-        search.write_rates(cfg, pd.DataFrame())
+        files.write_rates(cfg, pd.DataFrame())

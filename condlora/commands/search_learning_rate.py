@@ -19,7 +19,9 @@ from condlora.commands.cli import command
 
 @command("search/settings")
 def main(cfg: DictConfig) -> None:
-    from condlora.search import rates_file, search  # it loads the training code: seconds
+    # Here, as they load the training code: seconds.
+    from condlora.search.files import rates_file
+    from condlora.search.run import search
 
     table = search(cfg)
     chosen = table[table["chosen"]].drop_duplicates(["task", "adapter"])

@@ -5,7 +5,7 @@
     step          one step of the optimizer, for one run or a group
     joint         gradients of several runs in one pass;  compatibility: which runs can share a pass
     optimizer     AdamW, alone and jointly
-    setup         what a run trains: streams of random numbers, model, optimizer, batches
+    setup         what a run trains: streams of random numbers, model, optimizer, batches;  data: its task, tokenised
     selection     validation during training: curve, best step, early stopping
     evaluation    predictions and scores
     state         what changes from step to step;  checkpoints: that state on disk

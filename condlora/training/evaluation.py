@@ -24,11 +24,11 @@ from condlora.errors import (
 from condlora.files import write_atomically
 from condlora.glue.batches import Collate, Encoded, evaluation_batches, padder
 from condlora.glue.metrics import GlueMetric
-from condlora.glue.prepare import Data
 from condlora.glue.tasks import Task
 from condlora.models.adapters import base_for, load_adapter
 from condlora.models.backbones import Backbone
 from condlora.models.packing import leave_padded, pack
+from condlora.training.data import Data
 from condlora.training.state import Progress
 
 ROUNDING = (

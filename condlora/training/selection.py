@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 
 from condlora.errors import DivergedError, RunFolderError, UndefinedScore, first_line
 from condlora.files import write_atomically
-from condlora.glue.prepare import Data
 from condlora.models.adapters import save_adapter
 from condlora.models.baselines import baseline_of
+from condlora.training.data import Data
 from condlora.training.evaluation import batch_size, predict, score
 from condlora.training.state import Progress, Training
 

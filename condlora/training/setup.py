@@ -22,13 +22,13 @@ from transformers import get_linear_schedule_with_warmup
 
 from condlora.errors import ConfigError
 from condlora.glue.batches import padder, training_batches
-from condlora.glue.prepare import Data, prepare
 from condlora.models.adapters import add_adapter
 from condlora.models.backbones import Backbone, fresh_model, load_backbone
 from condlora.models.baselines import baseline_of
 from condlora.models.warm_start import start_from
 from condlora.runs.recipe import recipe
 from condlora.training import distributed
+from condlora.training.data import Data, prepare
 from condlora.training.device import choose_attention, round_frozen
 from condlora.training.evaluation import collator, fit_to_batches
 from condlora.training.optimizer import adamw

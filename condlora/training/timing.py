@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-from condlora.glue.prepare import Data
 from condlora.models.adapters import base_for, load_adapter
 from condlora.models.backbones import Backbone
 from condlora.models.baselines import baseline_of
+from condlora.training.data import Data
 from condlora.training.evaluation import collator, fit_to_batches, inputs_of
 from condlora.training.state import Training, unchanged
 from condlora.training.step import clip_and_step, gradients

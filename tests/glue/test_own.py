@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from condlora.commands.explain import explain
 from condlora.errors import ConfigError, DataError, NetworkError, UserError
-from condlora.glue.prepare import prepare
 from condlora.glue.sources import load_text
 from condlora.glue.tasks import Task
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
+from condlora.training.data import prepare
 
 STARS = ["bad", "good"]
 ROWS = [

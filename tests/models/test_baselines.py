@@ -21,7 +21,6 @@ from analysis.present import report as present_report
 from analysis.study.names import label
 from analysis.study.selection import open_study
 from condlora.errors import ConfigError, UserError
-from condlora.glue.prepare import prepare
 from condlora.grid.cells import compose_cells
 from condlora.models.adapters import load_adapter, load_factors, load_run, save_adapter
 from condlora.models.backbones import load_backbone
@@ -30,6 +29,7 @@ from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from condlora.training import selection, setup
+from condlora.training.data import prepare
 from condlora.training.device import make_accelerator
 from condlora.training.state import Progress
 from tests.faults.harness import Stop, fault, left_behind, stop

@@ -6,12 +6,12 @@ import torch
 from omegaconf import OmegaConf
 
 from condlora.errors import ConfigError, UndefinedScore
-from condlora.glue.prepare import prepare
 from condlora.glue.sources import load_text
 from condlora.grid import cells as grid
 from condlora.runs.recipe import RECIPE_GROUPS, recipe, recipe_hash
 from condlora.runs.record import read_record, run_folder
 from condlora.training import run as finetune
+from condlora.training.data import prepare
 from tests.tasks import load_task
 
 

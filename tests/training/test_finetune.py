@@ -12,13 +12,13 @@ from peft import PeftModelForSequenceClassification as Classifier
 from safetensors.torch import load_file, save_file
 
 from condlora.errors import ConfigError, DeviceError, DivergedError, RunFolderError, UndefinedScore
-from condlora.glue.prepare import prepare
 from condlora.models.adapters import load_factors
 from condlora.models.backbones import load_backbone
 from condlora.runs.record import read_record, run_folder
 from condlora.training import device, evaluation, selection, setup
 from condlora.training import run as finetune
 from condlora.training import step as stepping
+from condlora.training.data import prepare
 from tests.faults.harness import small_files
 from tests.tasks import slow
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError, NetworkError, RunFolderError
+from condlora.models.run_facts import run_facts
 from condlora.runs.record import SCHEMA_VERSION, write_record
-from condlora.tuner.io.card import Facts, model_card, push_to_hub, run_facts
+from condlora.tuner.io.card import Facts, model_card, push_to_hub
 
 TOKENS = torch.arange(1, 25).reshape(3, 8)
 COMMIT = "0" * 40

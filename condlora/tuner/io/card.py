@@ -18,7 +18,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
-from condlora.errors import AdapterError, NetworkError, RunFolderError, first_line
+from condlora.errors import AdapterError, NetworkError, first_line
 from condlora.tuner.config import CondLoraConfig, method_of
 from condlora.tuner.io.adapter_folder import AUTO_CLASSES
 from condlora.tuner.io.lora_export import check_condlora, export_lora
@@ -49,33 +49,6 @@ class Facts:
                 raise AdapterError(
                     f"The scores of {metric} are {dict(by_seed)}: give each seed a number."
                 )
-
-
-def run_facts(folder: str | Path, *, license: str | None = None) -> Facts:
-    """The facts of a finished run, from its record and those of the other seeds of the same recipe in the same folder.
-
-    Raises:
-        RunFolderError: the run is damaged or not finished.
-    """
-    # Here, as it needs what runs need and the method itself does not.
-    from condlora.runs.record import read_record
-
-    folder = Path(folder)
-    own = read_record(folder)
-    if own["status"] != "done":
-        raise RunFolderError(f"{folder} is {own['status']}: finish the run, then write its card.")
-    scores: dict[str, dict[int, float]] = {}
-    for path in [folder, *sorted(folder.parent.glob("seed-*"))]:
-        try:
-            record = read_record(path)
-        except RunFolderError:
-            continue
-        if record["status"] == "done" and record["recipe_hash"] == own["recipe_hash"]:
-            for metric, value in record["test"].items():
-                scores.setdefault(metric, {}).setdefault(record["seed"], value)
-    synthetic = " (synthetic data)" if own["data"]["source"] == "synthetic" else ""
-    task = own["recipe"]["task"]["title"] + synthetic
-    return Facts(task=task, scores=scores, seed=own["seed"], license=license)
 
 
 def model_card(
@@ -127,7 +100,7 @@ def push_to_hub(
 ) -> CommitInfo:
     """Upload one adapter with its card, and in the subfolder "lora" the plain LoRA adapter that equals it.
 
-    For a finished run: `push_to_hub(model, "me/my-adapter", run_facts(folder))`. `private`, `token` and
+    For a finished run: `push_to_hub(model, "me/my-adapter", condlora.models.run_facts.run_facts(folder))`. `private`, `token` and
     `revision` are those of `huggingface_hub.HfApi`.
 
     Raises:
