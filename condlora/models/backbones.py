@@ -1,9 +1,9 @@
 """The pretrained backbone with its tokenizer.
 
-Sources: the hub (pinned revision), a folder, an installed Python package that ships one, a model fetched in parts
-(`condlora.models.fetch`), or random weights for tests. Every encoder or decoder works that
-`AutoModelForSequenceClassification` loads; the backbone's config says which of its modules are query and value, or the two
-in one. Loaded once per process and copied for every run.
+Sources: the hub (pinned revision), a folder, an installed Python package that contains a model, a model fetched in parts
+(`condlora.models.fetch`), or random weights for tests. All encoders and decoders that `AutoModelForSequenceClassification`
+loads are supported. The backbone's config names the modules for query and value, or the one module for both. A backbone is
+loaded once per process and copied for every run.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from condlora.files import content_sha256
 from condlora.models.fetch import fetched_folder
 from condlora.models.heads import find_head, fit_to_each_other, initialise_head, longest_input
 
-# What a classifier needs of its config, whatever the model was used for before: outputs by name and no others, layers
-# that are not computed in chunks, and an encoder whose first token attends to the whole text.
+# Settings that a classifier needs, whatever the model was used for before: outputs by name, no further outputs, layers that
+# are not computed in chunks, and an encoder whose first token attends to the whole text.
 FOR_A_CLASSIFIER = {
     "return_dict": True,
     "output_hidden_states": False,
@@ -52,7 +52,7 @@ FOR_A_CLASSIFIER = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model: never trained itself, see `fresh_model`.
+    """A loaded model, which is never trained; runs train copies, see `fresh_model`.
 
     head: paths of the modules that pretraining does not provide, which are trained whole; see `find_head`.
     max_length: the largest number of tokens it reads. description: the record's entry on it.

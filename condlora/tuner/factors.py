@@ -1,8 +1,9 @@
-"""A and B of every adapted layer of a model, LoRA or CondLoRA, stacked over layers for the analysis."""
+"""A and B of all adapted layers of a model with LoRA or CondLoRA, stacked over layers for the analysis."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -39,7 +40,7 @@ def layer_factors(
     Raises:
         AdapterError: a kind has no adapted module.
     """
-    found: dict[str, list] = {kind: [] for kind in modules}
+    found: dict[str, list[Row]] = {kind: [] for kind in modules}
     kinds = {name: kind for kind, name in modules.items()}
     for path, layer in model.named_modules():
         kind = kinds.get(path.rsplit(".", 1)[-1])
@@ -49,9 +50,10 @@ def layer_factors(
             W, (A, B) = layer.frozen_weight(), layer.materialise(adapter_name)
         else:
             base = layer.get_base_layer()
-            W = base.weight.T if isinstance(base, Conv1D) else base.weight  # GPT-2's is (in, out)
-            A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
-        found[kind].append((layer_index(path), layer.scaling[adapter_name], W, A, B))
+            W = _weight(base)
+            W = W.T if isinstance(base, Conv1D) else W  # GPT-2's is (in, out)
+            A, B = _weight(layer.lora_A[adapter_name]), _weight(layer.lora_B[adapter_name])
+        found[kind].append(Row(layer_index(path) or 0, layer.scaling[adapter_name], W, A, B))
     for kind, rows in found.items():
         if not rows:
             raise AdapterError(
@@ -61,7 +63,27 @@ def layer_factors(
     return {kind: _stack(rows) for kind, rows in found.items()}
 
 
-def _stack(rows: list) -> Factors:
-    rows = sorted(rows, key=lambda row: row[0])
-    W, A, B = (torch.stack([row[i].detach() for row in rows]) for i in (2, 3, 4))
-    return Factors(W=W, A=A, B=B, layers=[row[0] for row in rows], scaling=rows[0][1])
+class Row(NamedTuple):
+    """One adapted module."""
+
+    layer: int
+    scaling: float
+    W: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    assert isinstance(module.weight, torch.Tensor)
+    return module.weight
+
+
+def _stack(rows: list[Row]) -> Factors:
+    rows = sorted(rows, key=lambda row: row.layer)
+    return Factors(
+        W=torch.stack([row.W.detach() for row in rows]),
+        A=torch.stack([row.A.detach() for row in rows]),
+        B=torch.stack([row.B.detach() for row in rows]),
+        layers=[row.layer for row in rows],
+        scaling=rows[0].scaling,
+    )

@@ -1,4 +1,4 @@
-"""Which layer holds a tensor that several share, where the layer that held it has left the model."""
+"""Keeping shared tensors when the layer that holds them is removed from the model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import warnings
 
 from torch import nn
 
-from condlora.tuner.layer import CondLoraLayer, Held
+from condlora.tuner.layer import CondLoraLayer
+from condlora.tuner.tensors import Held, held
 
 
 def adopt_orphans(model: nn.Module) -> None:
-    """Move shared tensors whose layer is no longer in the model to the first layer left that uses them, with a warning.
+    """Move shared tensors whose layer is no longer in the model to the first remaining layer that uses them; warns.
 
-    Layers are dropped to shorten a model, for example. The tensors stay the same parameters.
+    Layers are removed to shorten a model, for example. The tensors stay the same parameters.
     """
     present = {id(module) for module in model.modules()}
     layers = {path: m for path, m in model.named_modules() if isinstance(m, CondLoraLayer)}
     for path, layer in layers.items():
         for adapter_name, tensors in layer.tensors.items():
-            orphans = {name: held for name, held in tensors.items() if id(held) not in present}
-            for name, held in orphans.items():
-                home = _adopt(layer, name, held, list(layers.values()))
+            orphans = {name: lost for name, lost in tensors.items() if id(lost) not in present}
+            for name, lost in orphans.items():
+                home = _adopt(layer, name, lost, list(layers.values()))
                 present.add(id(home))
             if orphans:
                 warnings.warn(
@@ -30,12 +31,11 @@ def adopt_orphans(model: nn.Module) -> None:
                 )
 
 
-def _adopt(layer: CondLoraLayer, name: str, held: Held, layers: list[CondLoraLayer]) -> Held:
-    trained = isinstance(held, nn.ParameterDict)
-    home = layer._held(f"condlora_{name}" if trained else f"condlora_derived_{name}", type(held))
-    for adapter_name in list(held):
-        home[adapter_name] = held[adapter_name]
+def _adopt(layer: CondLoraLayer, name: str, lost: Held, layers: list[CondLoraLayer]) -> Held:
+    home = held(layer, name, type(lost))
+    for adapter_name in list(lost):
+        home[adapter_name] = lost[adapter_name]
         for other in layers:
-            if other.tensors.get(adapter_name, {}).get(name) is held:
+            if other.tensors.get(adapter_name, {}).get(name) is lost:
                 other.tensors[adapter_name][name] = home
     return home

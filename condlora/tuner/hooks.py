@@ -1,4 +1,4 @@
-"""What happens around a forward pass of the whole model: drawn ranks, a penalty, and an adapter for each row of a batch."""
+"""Hooks around the forward pass of the whole model: drawn ranks, a penalty, and an adapter for each row of a batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from condlora.tuner.layer import CondLoraLayer
 def adapters_by_row(
     model: nn.Module, adapter_names: list[str], known: list[str], num_beams: int
 ) -> Iterator[None]:
-    """Within it, each row of a batch gets the adapter named for it; "__base__" stands for none.
+    """In this context each row of a batch gets the adapter named for it; "__base__" stands for no adapter.
 
-    `known` are the adapters that the model has. A decoder that searches with beams sees each row `num_beams` times.
+    `known` are the adapters of the model. With beam search a decoder gets each row `num_beams` times.
 
     Raises:
         AdapterError: the model is in training, or a name is unknown.
@@ -38,7 +38,7 @@ def adapters_by_row(
         )
     by_beam = [name for name in adapter_names for _ in range(num_beams)]
     encoder: nn.Module | None = getattr(model, "get_encoder", lambda: None)()
-    # An encoder sees each row once, a decoder once for each beam.
+    # An encoder gets each row once, a decoder once for each beam.
     once = set() if encoder in (None, model) else set(encoder.modules())
     hooks = [
         module.register_forward_pre_hook(
@@ -80,7 +80,7 @@ def draw_ranks(model: nn.Module, _: Any) -> None:
 def add_penalty(model: nn.Module, _: Any, outputs: Any) -> None:
     """For pruned methods, after each forward pass in training: their penalty is added to the model's loss.
 
-    A hook of the model itself, as PEFT calls it past the tuner where the config has no task type.
+    A hook of the model itself, since PEFT calls the model directly, without the tuner, if the config has no task type.
     """
     if not model.training or getattr(outputs, "loss", None) is None:
         return

@@ -1,6 +1,6 @@
-"""LoRA+ (Hayou et al. 2024, arXiv 2402.12354): a higher learning rate for what makes B than for what makes A.
+"""LoRA+ (Hayou et al. 2024, arXiv 2402.12354): a higher learning rate for the tensors that B is made from than for those of A.
 
-`peft.optimizers.create_loraplus_optimizer` knows LoRA's names only, and would train all of CondLoRA's maps at one rate.
+`peft.optimizers.create_loraplus_optimizer` knows only LoRA's parameter names, and would give all maps one learning rate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def create_loraplus_optimizer(
     loraplus_weight_decay: float = 0.0,
     **kwargs: Any,
 ) -> Optimizer:
-    """An optimizer of all that is trained in `model`; arguments as of PEFT's function of this name.
+    """An optimizer for all trained parameters of `model`; arguments as of PEFT's function of this name.
 
     `lr` is for the maps of A and other matrices, `lr * loraplus_lr_ratio` for the maps of B and, as in PEFT, for
     vectors such as biases, which have no weight decay.

@@ -1,13 +1,13 @@
-"""Merging adapters into the frozen weight of one layer, and putting that weight back bit for bit.
+"""Merging adapters into the frozen weight of one layer, and restoring that weight bit for bit.
 
-The pretrained weight is kept while adapters are merged: B A is made from W, so subtracting an update that is recomputed
+The pretrained weight is kept while adapters are merged. B A is made from W, so subtracting an update that is recomputed
 from the merged weight would not restore it.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def delta_weight(layer: CondLoraLayer, adapter_name: str) -> torch.Tensor:
-    """What merging adds to the base layer's weight, in that weight's own layout: s B A, or with DoRA all it does."""
+    """What merging adds to the base layer's weight, in the layout of that weight: s B A, or with DoRA its whole effect."""
     A, B = layer.materialise(adapter_name)
     delta = layer.scaling[adapter_name] * (B @ A)
     if layer.use_dora[adapter_name]:
@@ -52,7 +52,7 @@ def merge(
         if layer.pretrained is None:
             # bitsandbytes moves parts of an 8-bit weight into the layer's state.
             state = dict(vars(base.state)) if hasattr(base, "state") else None
-            layer.pretrained = (base.weight, state)
+            layer.pretrained = (cast("nn.Parameter", base.weight), state)
         if layer.quantization_backend is None:
             base.weight = nn.Parameter(merged, requires_grad=False)
         else:
@@ -69,7 +69,7 @@ def _merged_weight(layer: CondLoraLayer, adapter_names: list[str]) -> torch.Tens
 
 
 def unmerge(layer: CondLoraLayer) -> None:
-    """Put the pretrained weight back: the very parameter, bit for bit."""
+    """Put the pretrained weight back: the same parameter, bit for bit."""
     if layer.pretrained is None:
         warnings.warn("Already unmerged. Nothing to do.", stacklevel=3)
         return

@@ -1,4 +1,4 @@
-"""What every target module of an adapter gets, decided and checked for all of them before any is replaced."""
+"""The group, rank and alpha of every target module of an adapter, decided and checked before any module is replaced."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ def is_read_only(module: nn.Module) -> bool:
 
 
 def check_target(module: nn.Module, path: str) -> None:
-    """Refuse a module that is no linear layer.
+    """Refuse a module that is not a linear layer, or whose weight CondLoRA cannot read.
 
     Raises:
-        AdapterError: with what is supported.
+        AdapterError: in these cases; it names the supported modules.
     """
-    if isinstance(module, nn.Linear | Conv1D) and not is_read_only(module):
+    is_torchao = type(getattr(module, "weight", None)).__module__.startswith("torchao")
+    if isinstance(module, nn.Linear | Conv1D) and not is_read_only(module) and not is_torchao:
         return
-    kind = f"a {type(module).__name__}"
+    kind = "quantised by torchao" if is_torchao else f"a {type(module).__name__}"
     if is_read_only(module):
         kind = "nn.MultiheadAttention's output"
     elif hasattr(module, "base_layer"):
@@ -112,7 +113,7 @@ def plan(config: CondLoraConfig, targets: list[Target], caps_rank: bool = False)
 
 
 def _pattern_name(target: Target, config: CondLoraConfig) -> str:
-    """What the keys of rank_pattern and alpha_pattern are compared with: they are for whole groups, not for blocks."""
+    """The name that keys of rank_pattern and alpha_pattern are compared with. They are for groups, not for blocks."""
     return sizes(target.shape, "x") if config.sharing == "shape" else target.path
 
 
@@ -121,7 +122,7 @@ def _by_pattern(pattern: dict[str, Number], name: str, default: Number) -> Numbe
 
 
 def _empty(target: Target) -> torch.Tensor:
-    """Stands for a weight where its shape alone matters."""
+    """A tensor without memory, for computations that need only the weight's shape."""
     return torch.empty(target.shape, device="meta")
 
 
@@ -136,19 +137,19 @@ def _cap_ranks(config: CondLoraConfig, method: Method, targets: list[Target]) ->
             capped[r"\.".join(parts) if config.sharing == "path" else name] = (limit, target)
     config.rank_pattern |= {key: limit for key, (limit, _) in capped.items()}
     if capped:
-        told = ", ".join(
+        lowered = ", ".join(
             f"{limit} for {target.path} ({sizes(target.shape)})"
             for limit, target in capped.values()
         )
         warnings.warn(
-            f"The rank {config.r} is above the smaller side of some linear layers, which get a lower one: {told}. "
+            f"The rank {config.r} is above the smaller side of some linear layers, which get a lower one: {lowered}. "
             "Leave such layers out with exclude_modules, or set rank_pattern.",
             stacklevel=2,
         )
 
 
 def _check_fit(config: CondLoraConfig, method: Method, r: int, target: Target) -> None:
-    """Refuse a rank or a form that a weight of this shape cannot have, with an AdapterError."""
+    """Raise an AdapterError if a weight of this shape cannot have this rank or form."""
     limit = min(target.shape)
     if r > limit:
         name = target.path.rpartition(".")[2]

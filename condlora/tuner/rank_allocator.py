@@ -1,9 +1,9 @@
 """AdaLoRA's schedule (Zhang et al. 2023, arXiv 2303.10512, sections 3.2 and 3.3): which entries of Lambda are kept at a step.
 
-All layers compete for one budget. Importance is that of Lambda's entry alone, where AdaLoRA adds the mean over its column
-of P and its row of Q: here those are made from W by maps that layers share, and have no gradient of their own. To first
-order nothing is lost by it: an entry, its column and its row come in as one product, so that the gradient times what is
-taken away, lambda dL/dlambda, is the same number whichever of the three is set to zero.
+All layers compete for one budget. The importance of a triplet is that of its entry of Lambda. AdaLoRA adds the mean
+importance of the column of P and the row of Q. Here these are made from W by shared maps and have no gradient of their own.
+To first order this loses nothing: entry, column and row enter as a product, so the loss changes by lambda dL/dlambda
+whichever of the three is set to zero.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ class RankAllocator:
     exp_avg_ipt: the sensitivity |lambda dL/dlambda|, smoothed (equation 9). exp_avg_unc: its uncertainty (equation 10).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.exp_avg_ipt: dict[str, torch.Tensor] = {}
         self.exp_avg_unc: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def step(self, entries: Entries, method: CondAdaLora, step: int) -> None:
-        """After the optimizer's step, counted from 1: see how important the entries are, and prune by the schedule.
+        """Update the importance of the entries after an optimizer step, counted from 1, and prune by the schedule.
 
-        Between `tinit` and the end of pruning, at `total_step - tfinal`, what was pruned may grow again; after it the
-        same entries stay zero.
+        Between `tinit` and the end of pruning, at `total_step - tfinal`, a pruned entry may become nonzero again. After
+        it the same entries stay zero.
 
         Raises:
             AdapterError: there is no schedule, it is too short, the target is above the rank, or gradients are gone.
         """
-        _check(entries, method)
-        end, highest = method.total_step - method.tfinal, sum(map(len, entries.values()))
+        total_step = _check(entries, method)
+        end, highest = total_step - method.tfinal, sum(map(len, entries.values()))
         if step < end:
-            self._look(entries, method)
+            self._update_importance(entries, method)
         budget = method.target_r * len(entries)
         if method.tinit < step < end:
             left = 1 - (step - method.tinit) / (end - method.tinit)
@@ -47,15 +47,16 @@ class RankAllocator:
         if step >= end or (step > method.tinit and step % method.deltaT == 0):
             self._prune(entries, budget)
 
-    def _look(self, entries: Entries, method: CondAdaLora) -> None:
+    def _update_importance(self, entries: Entries, method: CondAdaLora) -> None:
         for name, entry in entries.items():
-            # Not finite at a step that fp16's scaler skipped.
+            # The gradient is not finite at a step that the gradient scaler of fp16 skipped.
+            assert entry.grad is not None
             now = torch.nan_to_num((entry * entry.grad).abs(), nan=0.0, posinf=0.0)
             none = torch.zeros_like(now)
             mean = torch.lerp(now, self.exp_avg_ipt.get(name, none), method.beta1)
-            spread = (now - mean).abs()
+            deviation = (now - mean).abs()
             self.exp_avg_unc[name] = torch.lerp(
-                spread, self.exp_avg_unc.get(name, none), method.beta2
+                deviation, self.exp_avg_unc.get(name, none), method.beta2
             )
             self.exp_avg_ipt[name] = mean
 
@@ -65,12 +66,13 @@ class RankAllocator:
         order = torch.cat(importance).flatten().argsort(descending=True, stable=True)
         is_pruned = torch.ones_like(order, dtype=torch.bool)
         is_pruned[order[:budget]] = False
-        of_each = is_pruned.split([len(entry) for entry in entries.values()])
+        of_each = torch.split(is_pruned, [len(entry) for entry in entries.values()])
         for entry, pruned in zip(entries.values(), of_each, strict=True):
             entry.masked_fill_(pruned[:, None], 0.0)
 
 
-def _check(entries: Entries, method: CondAdaLora) -> None:
+def _check(entries: Entries, method: CondAdaLora) -> int:
+    """The total number of steps, if the schedule and the entries are as pruning needs them."""
     if method.total_step is None or method.total_step - method.tfinal - method.tinit < 2:
         raise AdapterError(
             "The schedule has no step to prune in: set total_step, tinit and tfinal in the config's options, in steps."
@@ -85,3 +87,4 @@ def _check(entries: Entries, method: CondAdaLora) -> None:
         raise AdapterError(
             "The gradients are gone: call update_and_allocate after optimizer.step() and before zero_grad()."
         )
+    return method.total_step

@@ -14,8 +14,8 @@ from condlora.tuner.config import CondLoraConfig
 class Target:
     """A module that gets an adapter: its path in the model, and the shape (out, in) of its weight.
 
-    is_step: it stands directly in an `nn.Sequential`, so that the number at the end of its path is its place in a
-    computation and no layer index.
+    is_step: it is a direct child of an `nn.Sequential`, so the number at the end of its path is a position in a
+    computation and not a layer index.
     """
 
     path: str
@@ -42,9 +42,9 @@ def sharing_group(path: str) -> str:
 def sharing_groups(targets: Iterable[Target], config: CondLoraConfig) -> dict[str, str]:
     """The name of the sharing group of every target, by path.
 
-    With sharing="shape" it is the shape, "16x24". With sharing="path" it is the path without its layer index. That is
-    the first number, or, where modules of that kind then had different shapes (Swin's stages), the first number that
-    leaves only equal shapes together. Where there is no such number a module shares with no other.
+    With sharing="shape" it is the shape, "16x24". With sharing="path" it is the path without its layer index. The layer
+    index is the first number in the path. If modules that differ in this number have different shapes (Swin's stages), it
+    is the first number for which the shapes of each group are equal. If there is no such number, a module shares with no other.
 
     `layers_per_map` divides each of these groups into blocks of neighbouring layers.
     """
@@ -75,7 +75,7 @@ def block_of(group: str, index: int | None, config: CondLoraConfig) -> str:
 
 
 def _layer_position(members: list[Target]) -> int | None:
-    """Which component is the layer index in the paths of modules of one kind; None if no number will do."""
+    """The position of the layer index in the paths of modules of one kind; None if no number can be it."""
     candidates = _numbers(members[0].path)
     last = members[0].path.count(".")
     if any(target.is_step for target in members):

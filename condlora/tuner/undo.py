@@ -1,4 +1,4 @@
-"""Putting a model and a config back as they were when attaching an adapter fails."""
+"""Restoring a model and a config when attaching an adapter fails."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 
 @contextmanager
 def undone_on_error(model: nn.Module, config: PeftConfig) -> Iterator[None]:
-    """If what runs within it fails, modules, parameters and their `requires_grad`, hooks and the config are put back.
+    """If the block raises, restore modules, parameters and their `requires_grad`, hooks and the config.
 
-    Restores what modules refer to, not the values of tensors: nothing within it may write to a tensor in place.
+    It restores the attributes of modules, not the values of tensors: the block must not write to a tensor in place.
     """
     states = [(module, _copied(vars(module))) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -46,7 +46,7 @@ def _copied(attributes: dict[str, Any]) -> State:
 def _restore(attributes: dict[str, Any], state: State) -> None:
     attributes.clear()
     for name, (value, contents) in state.items():
-        # In place, as others may refer to the collection: the handle of a hook does.
+        # In place, as the collection may be referred to elsewhere, for example by the handle of a hook.
         if isinstance(value, dict | set):
             value.clear()
             value.update(contents)

@@ -253,3 +253,13 @@ def test_mambas_output_is_refused_as_loras_is():
     for config, error in ((LoraConfig, ValueError), (CondLoraConfig, AdapterError)):
         with pytest.raises(error, match="out_proj.*mamba"):
             inject_adapter_in_model(config(target_modules=["out_proj"]), model)
+
+
+def test_a_weight_that_torchao_quantised_is_refused():
+    class Quantised(torch.nn.Parameter):
+        __module__ = "torchao.dtypes"
+
+    model = torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})
+    model["up"].weight = Quantised(model["up"].weight.detach())
+    with pytest.raises(AdapterError, match="up is quantised by torchao"):
+        get_peft_model(model, CondLoraConfig(r=2, target_modules=["up"]))

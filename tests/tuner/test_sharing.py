@@ -22,6 +22,7 @@ from condlora.training import run as finetune
 from condlora.training import setup
 from condlora.tuner import layer_factors
 from condlora.tuner.io.card import model_card
+from condlora.tuner.kept import kept_factors
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
 from condlora.tuner.methods.base import Method, Trained
@@ -276,12 +277,12 @@ def test_it_is_kept_at_inference_and_follows_what_is_trained(settings):
     model = adapted("bert", **settings)
     (layer, *_) = queries(model)
     with torch.no_grad():
-        first = layer._factors("default")
-        assert layer._factors("default")[0] is first[0]
+        first = kept_factors(layer, "default")
+        assert kept_factors(layer, "default")[0] is first[0]
         before = first[1] @ first[0]
         for theta in layer.theta("default"):
             theta.mul_(2.0)
-        again = layer._factors("default")
+        again = kept_factors(layer, "default")
         assert not torch.allclose(again[1] @ again[0], before)
 
 
@@ -464,9 +465,9 @@ def test_other_layer_gives_each_layer_the_next_ones_weight_also_while_that_is_me
             assert torch.equal(A, theta_A @ W.T) and torch.equal(B, (theta_B @ W.T).T)
     model.unmerge_adapter()
     with torch.no_grad():
-        before = one._factors("default")[0]
+        before = kept_factors(one, "default")[0]
         two.weight.mul_(2.0)
-        torch.testing.assert_close(one._factors("default")[0], 2.0 * before)
+        torch.testing.assert_close(kept_factors(one, "default")[0], 2.0 * before)
 
 
 def test_a_name_that_was_deleted_can_be_given_to_another_method():

@@ -15,6 +15,7 @@ from peft import get_peft_model
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
+from condlora.tuner.kept import kept_factors
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.methods import METHODS
 from tests.tuner.families import FAMILIES, IDS, adapted, logits
@@ -107,19 +108,19 @@ def test_factors_are_made_once_at_inference_and_anew_when_anything_they_rest_on_
     model = adapted("bert")
     layer = next(m for m in model.modules() if isinstance(m, CondLoraLayer))
     with torch.no_grad():
-        first = layer._factors("default")
-        assert layer._factors("default")[0] is first[0]
+        first = kept_factors(layer, "default")
+        assert kept_factors(layer, "default")[0] is first[0]
         layer.theta("default")[0].mul_(2.0)
-        second = layer._factors("default")
+        second = kept_factors(layer, "default")
         torch.testing.assert_close(second[0], 2.0 * first[0])
         layer.weight.mul_(3.0)
-        torch.testing.assert_close(layer._factors("default")[1], 3.0 * first[1])
+        torch.testing.assert_close(kept_factors(layer, "default")[1], 3.0 * first[1])
         layer.theta("default")[0].data.mul_(0.5)  # past torch's version counter
         model.eval()
-        torch.testing.assert_close(layer._factors("default")[0], 3.0 * first[0])
+        torch.testing.assert_close(kept_factors(layer, "default")[0], 3.0 * first[0])
         model.double()
-        torch.testing.assert_close(layer._factors("default")[0], 3.0 * first[0].double())
-    assert layer._factors("default")[0].requires_grad  # not kept where gradients are wanted
+        torch.testing.assert_close(kept_factors(layer, "default")[0], 3.0 * first[0].double())
+    assert kept_factors(layer, "default")[0].requires_grad  # not kept where gradients are wanted
 
 
 def test_inference_follows_an_optimizers_steps():

@@ -24,7 +24,7 @@ Keys of an adapter's file (configs/adapter) that ask for a mechanism:
     requires               a package that is not among the requirements
 
 Full fine-tuning, the head alone and BitFit are PEFT models too: LoRA on no module, with weights of the backbone saved
-under their own names in the adapter's file. So there is one kind of model, of folder and of checkpoint.
+under their own names in the adapter's file. So all methods have the same kind of model, folder and checkpoint.
 
 What belongs here: mechanisms of published methods. What does not: the computation of A and B (`condlora.tuner`), and the
 training loop, which calls the hooks of `Baseline` without knowing the method.

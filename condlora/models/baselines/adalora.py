@@ -64,7 +64,7 @@ class Pruned(Mechanism):
 class AdaLora(Pruned):
     """PEFT's AdaLoRA, whose config has the schedule and, once it prunes, the ranks that are kept.
 
-    It is saved with the triplets it pruned, which are zero: without them PEFT would leave out those that grew since
+    It is saved with the pruned triplets, which are zero. Otherwise PEFT would leave out triplets that became nonzero after
     the last pruning, and a sum over fewer terms differs in its last bits.
     """
 

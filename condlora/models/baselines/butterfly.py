@@ -10,7 +10,7 @@ from condlora.models.baselines.mechanism import Batches, Mechanism
 
 
 class Butterfly(Mechanism):
-    """Without its CUDA extension PEFT replaces several factors by one and only warns; here that is an error."""
+    """An error where PEFT only warns: without its CUDA extension it uses one factor in place of several."""
 
     @classmethod
     def serves(cls, cfg: DictConfig, config: PeftConfig) -> bool:

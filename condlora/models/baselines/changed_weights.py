@@ -1,8 +1,8 @@
-"""LoRA that starts from W and takes its start out of W: PiSSA, OLoRA, MiLoRA, CorDA and LoftQ.
+"""LoRA that starts from a part of W and subtracts this part from W: PiSSA, OLoRA, MiLoRA, CorDA and LoftQ.
 
-What is left of W is saved with the adapter, so that it loads to the same bits: a start recomputed from W, as PEFT does by
-itself, may differ in its last bits, and CorDA's needs the data. Such a file is as large as the adapted weights: 54 MiB
-where LoRA has 1.1 on RoBERTa-base, query and value.
+The changed W is saved with the adapter, so that it loads to the same bits. PEFT alone recomputes the start from W, which may
+differ in the last bits, and for CorDA needs the data. Such a file is as large as the adapted weights: 54 MiB on RoBERTa-base
+(query and value), where LoRA has 1.1 MiB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from condlora.models.baselines.mechanism import Batches, Mechanism, of_kind
 
 
 class ChangedWeights(Mechanism):
-    """W without what the adapter starts with. `init`: how PEFT's `init_lora_weights` begins for this start."""
+    """W minus the adapter's start. `init`: the first letters of PEFT's `init_lora_weights` for this start."""
 
     is_one_product = False
     init: str
@@ -40,7 +40,7 @@ class ChangedWeights(Mechanism):
             )
 
     def after_attach(self, model: PeftModel, batches: Batches | None) -> None:
-        """Have the config say what the file holds: loaded, the adapter must not be taken out of W a second time."""
+        """Change the config to that of a plain LoRA: when the file is loaded, W must not be changed a second time."""
         config = self.config
         config.init_lora_weights, config.corda_config, config.loftq_config = True, None, {}
         changed = {id(layer.get_base_layer().weight) for layer in lora_layers(model)}

@@ -1,17 +1,17 @@
 """Layers that compute on real tokens only: `runtime.padding=packed`.
 
-A batch stays padded, (B, L), for embeddings, poolers, heads and losses. Before the first transformer layer its real tokens
-are taken out of the hidden states, (B, L, h) -> (1, T, h), and after the last layer they are put back; the layers between,
-with an adapter's products in them, see no padding. Only attention is between the tokens of one example: there queries,
-keys and values of examples of similar length are put into (n, heads, l, d), l being the longest of these n (`Group`), and
-the model's own mask, restricted to their positions, has the same effect as without packing, causal or windowed.
+A batch stays padded, (B, L), for embeddings, poolers, heads and losses. Before the first transformer layer the real tokens
+are taken out of the hidden states, (B, L, h) -> (1, T, h), and after the last layer they are put back. So the layers, with
+the products of an adapter, compute nothing on padding. Attention is within one example: queries, keys and values of
+examples of similar length are put into (n, heads, l, d), where l is the longest of these n (`Group`). The model's own mask,
+restricted to their positions, has the same effect as without packing, causal or windowed.
 
-With `members=M` among the inputs, for M equal groups of rows (the runs that are trained jointly), each group has its tokens
-to itself: (M, T, h), T being the largest number of real tokens of a group; the others end in some of their padding, to
-which no real token attends.
+With `members=M` among the inputs, for M equal groups of rows (runs that are trained jointly), each group has its own row of
+tokens: (M, T, h), where T is the largest number of real tokens of a group. The other groups are filled with some of their
+padding, to which no real token attends.
 
-The positions of the tokens are known without asking the device, which would wait for it: the collator counts them, see
-`condlora.glue.batches.padder`.
+The collator counts the tokens of each row, see `condlora.glue.batches.padder`, since reading them from the device would wait
+for it.
 
     places      where a batch's tokens are, and moving them
     attention   models that use transformers' attention interface
@@ -29,15 +29,15 @@ from condlora.errors import ConfigError
 from condlora.models.packing import attention, relative
 from condlora.models.packing.places import describe
 
-# Model types that tests show to give the same logits; others may mix tokens outside attention.
+# Model types for which tests show equal logits; other models may mix tokens outside attention.
 FAMILIES = ("bert", "distilbert", "gpt2", "llama", "modernbert", "mpnet", "roberta")
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Have a classifier, with an adapter or without, compute on real tokens; returns it.
+    """Change a classifier, with or without an adapter, to compute on real tokens only; returns it.
 
-    It takes a padded batch as before, with `lengths`, a list of B int: the real tokens of each row; without them the
-    device is asked, which waits for it. Logits and gradients are the same except for rounding and the draws of dropout,
+    It takes a padded batch as before, with `lengths`, a list of B int: the number of real tokens of each row. Without
+    `lengths` they are read from the device, which waits for it. Logits and gradients are the same except for rounding and the draws of dropout,
     as long as the head does not read padding (BERT's reads the first token, which is padding if that is on the left: it
     finds zeros there).
 
@@ -64,7 +64,7 @@ def pack(model: nn.Module) -> nn.Module:
 
 
 def leave_padded(model: nn.Module) -> nn.Module:
-    """Have a model that cannot be packed take the same batches, with their padding; returns it."""
+    """Let a model that cannot be packed accept the same batches, which it computes with their padding; returns it."""
 
     def ignore(_: nn.Module, inputs: tuple, settings: dict):
         return inputs, {k: v for k, v in settings.items() if k not in ("lengths", "members")}

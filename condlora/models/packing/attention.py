@@ -1,6 +1,6 @@
 """Packing for models whose attention is a function that transformers' attention interface looks up.
 
-What `describe` adds to the model's arguments is passed on to every layer and to its attention function.
+transformers passes the argument that `describe` adds to the model's on to every layer and its attention function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKED = "packed_"  # before transformers' name of the attention function
 
 
 def prepare(classifier: PreTrainedModel) -> None:
-    """Have the layers take packed hidden states, and attention and mask be those registered below."""
+    """Let the layers take packed hidden states, with the attention and mask functions that are registered below."""
     layers = next(
         module
         for module in classifier.modules()
@@ -50,7 +50,7 @@ def attend(within: Callable, module: nn.Module, *inputs, packed: Places, **setti
 
 
 def attend_eagerly(module: nn.Module, *inputs, **settings):
-    """Attention as the model's own file spells it out."""
+    """The eager attention of the model's own file."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *inputs, **settings)
 
 

@@ -32,9 +32,9 @@ class Group:
 class Places:
     """Where a batch's tokens are.
 
-    index: (M, T) int64, into its B * L positions. shape: (B, L). groups: for attention. slots: (M * T,) int64, into
-    the positions of all groups, one group after the other, followed by as many more as T exceeds each member's own
-    number of tokens. size: the number of all slots.
+    index: (M, T) int64, into its B * L positions. shape: (B, L). groups: for attention. slots: (M * T,) int64, into the
+    positions of all groups, one group after the other, followed by T minus the number of its tokens for each member.
+    size: the number of all slots.
     """
 
     index: torch.Tensor

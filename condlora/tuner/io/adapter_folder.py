@@ -1,12 +1,13 @@
-"""An adapter's folder as PEFT lays it out: written whole or not at all, and its base model found again.
+"""An adapter's folder in PEFT's layout: written whole or not at all, and loaded with the base model that it names.
 
-Needs nothing but what the method itself needs, so that exporting works from a plain `pip install`.
+It needs only what the method itself needs, so that exporting works after a plain `pip install`.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -32,7 +33,7 @@ PROBE_LABELS = 7919  # a prime that no other dimension of a model is likely to b
 
 
 def check_free(folder: str | Path) -> None:
-    """Refuse to write where something lies already; an empty folder will do.
+    """Refuse to write into a folder that is not empty.
 
     Raises:
         AdapterError: `folder` is a file, or holds anything.
@@ -49,10 +50,10 @@ def write_adapter(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, equal bytes for equal content.
+    """Write adapter_config.json and adapter_model.safetensors; equal content gives equal bytes.
 
-    Put in place in one step, so that no half-written folder is left behind. With `overwrite` an adapter that the folder
-    holds is removed first.
+    The folder is put in place in one step, so an error leaves no partial folder. With `overwrite` an adapter that the
+    folder holds is removed first.
 
     Raises:
         AdapterError: the folder is not empty; with `overwrite`, something else than an adapter.
@@ -125,8 +126,8 @@ def load_adapted(folder: str | Path, base: str | None = None) -> PeftModel:
         ) from error
 
 
-def base_of(config: PeftConfig, base: str | None, folder: Path) -> tuple[str, type]:
-    """Where the base model is, and the transformers class that loads it.
+def base_of(config: PeftConfig, base: str | None, folder: Path) -> tuple[str, Any]:
+    """The base model's folder or hub id, and the transformers class (a model's own or an auto class) that loads it.
 
     Raises:
         BackboneError: the adapter's config says neither.
@@ -136,7 +137,7 @@ def base_of(config: PeftConfig, base: str | None, folder: Path) -> tuple[str, ty
         raise BackboneError(f"{folder} does not name its base model: give it with --base.")
     # A name from a file is looked up in transformers alone: importing what it says could run anything.
     name = (config.auto_mapping or {}).get("base_model_class", "")
-    model_class = AUTO_CLASSES.get(config.task_type) or getattr(transformers, name, None)
+    model_class = AUTO_CLASSES.get(config.task_type or "") or getattr(transformers, name, None)
     if model_class is None:
         raise BackboneError(
             f"{folder} was made for {name or 'a model it does not name'}, which transformers does not have: "
@@ -146,7 +147,7 @@ def base_of(config: PeftConfig, base: str | None, folder: Path) -> tuple[str, ty
 
 
 def base_config(
-    base: str, config: PeftConfig, tensors: dict[str, torch.Tensor], model_class: type
+    base: str, config: PeftConfig, tensors: dict[str, torch.Tensor], model_class: Any
 ) -> PretrainedConfig:
     """The base model's config, with as many labels as the head among the adapter's tensors has.
 
@@ -154,7 +155,7 @@ def base_config(
         BackboneError: there is none.
     """
     try:
-        model_config = AutoConfig.from_pretrained(base, revision=config.revision)
+        model_config: PretrainedConfig = AutoConfig.from_pretrained(base, revision=config.revision)
     except (OSError, ValueError) as error:
         raise_if_denied(error)
         raise BackboneError(
@@ -172,9 +173,9 @@ def base_config(
     return model_config
 
 
-def empty_model(config: PretrainedConfig, model_class: type) -> nn.Module:
+def empty_model(config: PretrainedConfig, model_class: Any) -> nn.Module:
     """A model without weights, on torch's meta device: its names and shapes."""
     with torch.device("meta"):
-        if hasattr(model_class, "from_config"):
-            return model_class.from_config(config)
-        return model_class(config)
+        make = getattr(model_class, "from_config", model_class)  # an auto class, or a model's own
+        model: nn.Module = make(config)
+    return model

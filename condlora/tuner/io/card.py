@@ -1,7 +1,7 @@
-"""The model card of a CondLoRA adapter, and pushing both to the hub.
+"""The model card of a CondLoRA adapter, and uploading both to the hub.
 
-A push of its own is needed: `PeftModel.push_to_hub` uploads the adapter all right, but the README it writes
-last is one that it took from the hub or an empty one of its own, and `save_pretrained` alone rewrites tags.
+`PeftModel.push_to_hub` uploads the adapter too, but then writes a README of its own, and `save_pretrained` rewrites the
+card's tags. So the upload here writes the card last.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from peft import PeftModel
@@ -43,7 +44,7 @@ class Facts:
     seed: int | None = None
     license: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for metric, by_seed in self.scores.items():
             if not by_seed or not all(math.isfinite(value) for value in by_seed.values()):
                 raise AdapterError(
@@ -69,7 +70,7 @@ def model_card(
     """
     check_condlora(model, adapter_name)
     facts = facts or Facts()
-    config = model.peft_config[adapter_name]
+    config = _config(model, adapter_name)
     base = config.base_model_name_or_path or None
     data = ModelCardData(
         base_model=base,
@@ -148,8 +149,14 @@ def _what_it_is(config: CondLoraConfig) -> str:
     return f"{link} makes the matrices A and B of LoRA in every layer so: {method.formula}."
 
 
-def _settings(model: PeftModel, adapter_name: str, facts: Facts) -> str:
+def _config(model: PeftModel, adapter_name: str) -> CondLoraConfig:
     config = model.peft_config[adapter_name]
+    assert isinstance(config, CondLoraConfig)
+    return config
+
+
+def _settings(model: PeftModel, adapter_name: str, facts: Facts) -> str:
+    config = _config(model, adapter_name)
     tensors = get_peft_model_state_dict(
         model, adapter_name=adapter_name, save_embedding_layers=False
     )
@@ -179,11 +186,11 @@ def _settings(model: PeftModel, adapter_name: str, facts: Facts) -> str:
     return "\n".join(["| | |", "| --- | --- |", *table])
 
 
-def _with_pattern(value, pattern: dict) -> str:
+def _with_pattern(value: object, pattern: Mapping[str, object]) -> str:
     return str(value) + "".join(f", {key}: {other}" for key, other in pattern.items())
 
 
-def _listed(names) -> str | None:
+def _listed(names: str | Iterable[str] | None) -> str | None:
     return names if isinstance(names, str) else ", ".join(sorted(names or ())) or None
 
 
@@ -202,11 +209,11 @@ def _scores(facts: Facts) -> list[str]:
 
 
 def _how_to_load(model: PeftModel, repo_id: str, adapter_name: str, has_lora: bool) -> str:
-    config = model.peft_config[adapter_name]
-    model_class = AUTO_CLASSES.get(config.task_type) or type(model.get_base_model())
+    config = _config(model, adapter_name)
+    model_class = AUTO_CLASSES.get(config.task_type or "") or type(model.get_base_model())
     base = _literal(config.base_model_name_or_path or "BASE MODEL")
     if config.task_type in ("SEQ_CLS", "TOKEN_CLS"):
-        base += f", num_labels={model.get_base_model().config.num_labels}"
+        base += f", num_labels={cast('Any', model.get_base_model()).config.num_labels}"
     if config.revision:
         base += f", revision={_literal(config.revision)}"
     lines = [
@@ -237,7 +244,7 @@ def _literal(text: str) -> str:
     return json.dumps(text).replace("`", "\\u0060")
 
 
-def _inline(value) -> str:
+def _inline(value: object) -> str:
     """Text for a line or table cell of Markdown: on one line, and read as text."""
     text = " ".join(str(value).split())
     return text.replace("<", "&lt;").replace("|", "\\|").replace("`", "\\`")

@@ -1,12 +1,12 @@
-"""Import: checkpoints of the authors' released code and of loralib, as adapters that PEFT reads.
+"""Import: checkpoints of the authors' released code and of loralib, as adapters that PEFT can load.
 
-Three layouts are known, told apart by their keys:
+Three layouts are supported. They are recognised by their keys:
 
     authors' CondLoRA   query.linear_for_lora_A, in a folder whose adapter_config.json says ConditionalLORA
     authors' LoRA       PEFT's own keys, in a folder whose adapter_config.json says LORA
     loralib             roberta.encoder.layer.0.attention.self.query.lora_A, in one .bin file
 
-Pickled files are read as tensors only, so none of them can run code.
+Pickled files are read with `weights_only=True`, so they cannot run code.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.utils import (
     CONFIG_NAME,
     SAFETENSORS_WEIGHTS_NAME,
@@ -44,7 +45,8 @@ LAYOUTS = {
 }
 METHODS = {"the authors' CondLoRA": "ConditionalLORA", "PEFT's LoRA": "LORA"}
 MAP_KEY = re.compile(r".*\.([^.]+)\.condlora_theta_([AB])")  # as our own adapters have it
-# Of the authors' adapter_config.json: what is taken over, what says nothing of the weights, and what must be so.
+# Fields of the authors' adapter_config.json: those that are copied, those that do not affect the weights, and those that
+# must have one value.
 TAKEN = (
     "r",
     "lora_alpha",
@@ -69,22 +71,22 @@ def import_adapter(
     *,
     base: str | None = None,
     lora_alpha: int | None = None,
-) -> PeftConfig:
-    """Write the adapter of a foreign checkpoint as a PEFT adapter folder, and return its config.
+) -> CondLoraConfig | LoraConfig:
+    """Write the adapter of such a checkpoint as a PEFT adapter folder, and return its config.
 
-    `source` is a folder of the authors' code or a file of loralib's. `base`, a folder or hub id, is the base
-    model; of it the config alone is read, to check every name and shape. `lora_alpha` is needed for loralib,
-    whose file does not hold it. The authors' CondLoRA becomes a `CondLoraConfig` of form "code", each map
+    `source` is a folder of the authors' code or a file of loralib. `base`, a folder or hub id, is the base model; only its
+    config is read, to check every name and shape. `lora_alpha` is needed for loralib, whose file does not hold it. The authors' CondLoRA becomes a `CondLoraConfig` of form "code", each map
     stored once; the others become a `LoraConfig`.
 
     Raises:
-        AdapterError: the source is of no known layout, is damaged, or does not fit the base model.
+        AdapterError: the source has none of the layouts, is damaged, or does not fit the base model.
         BackboneError: the base model is not named or not found.
     """
     check_free(folder)
     source = Path(source)
     tensors, settings = _read(source)
     layout = _layout(tensors, source)
+    config: CondLoraConfig | LoraConfig
     if layout == "loralib":
         config, tensors = _from_loralib(tensors, settings, lora_alpha, source)
     else:
@@ -96,7 +98,7 @@ def import_adapter(
     return config
 
 
-def _read(source: Path) -> tuple[Tensors, dict | None]:
+def _read(source: Path) -> tuple[Tensors, dict[str, Any] | None]:
     """The tensors of a file, or of a folder together with its adapter_config.json."""
     settings = None
     path = source
@@ -151,7 +153,9 @@ def _layout(tensors: Tensors, source: Path) -> str:
     return found.pop()
 
 
-def _from_authors(settings, layout: str, lora_alpha, source: Path) -> PeftConfig:
+def _from_authors(
+    settings: dict[str, Any] | None, layout: str, lora_alpha: int | None, source: Path
+) -> CondLoraConfig | LoraConfig:
     if settings is None:
         raise AdapterError(
             f"{source} comes with an {CONFIG_NAME} that says its lora_alpha: give the folder that holds both."
@@ -173,9 +177,9 @@ def _from_authors(settings, layout: str, lora_alpha, source: Path) -> PeftConfig
         and (value != EXPECTED[name] if name in EXPECTED else value)
     ]
     if lacking or unusual:
-        said = "lacks " + ", ".join(lacking) if lacking else "sets " + ", ".join(unusual)
+        fault = "lacks " + ", ".join(lacking) if lacking else "sets " + ", ".join(unusual)
         raise AdapterError(
-            f"{source / CONFIG_NAME} {said}: only plain adapters of the authors' scripts can be imported."
+            f"{source / CONFIG_NAME} {fault}: only plain adapters of the authors' scripts can be imported."
         )
     taken = {name: settings[name] for name in TAKEN if settings.get(name) is not None}
     if layout == "the authors' CondLoRA":
@@ -184,12 +188,12 @@ def _from_authors(settings, layout: str, lora_alpha, source: Path) -> PeftConfig
 
 
 def _shared_once(tensors: Tensors, source: Path) -> Tensors:
-    """The authors' maps under one name each, however often the file repeats them."""
+    """The authors' maps, each under one name, also if the file has a copy of it for every layer."""
     plain: Tensors = {}
     for key, tensor in tensors.items():
         match = LAYOUTS["the authors' CondLoRA"].fullmatch(key)
         name = _map_name(match) if match else key
-        if name in plain and not torch.equal(plain[name], tensor):
+        if match and name in plain and not torch.equal(plain[name], tensor):
             raise AdapterError(
                 f"{source} holds different maps for {match[1]} ({key} is one): the layers of CondLoRA share one, "
                 "so the file is damaged or of another method."
@@ -198,7 +202,9 @@ def _shared_once(tensors: Tensors, source: Path) -> Tensors:
     return plain
 
 
-def _from_loralib(tensors: Tensors, settings, lora_alpha, source: Path):
+def _from_loralib(
+    tensors: Tensors, settings: dict[str, Any] | None, lora_alpha: int | None, source: Path
+) -> tuple[LoraConfig, Tensors]:
     if settings is not None:
         raise AdapterError(
             f"{source} mixes loralib's tensors with an {CONFIG_NAME}, which loralib does not write: "
@@ -237,10 +243,12 @@ def _from_loralib(tensors: Tensors, settings, lora_alpha, source: Path):
     return config, renamed
 
 
-def _fitted(tensors: Tensors, config: PeftConfig, base: str | None, source: Path) -> Tensors:
-    """The tensors under the names that PEFT saves this adapter of this base model with, all checked.
+def _fitted(
+    tensors: Tensors, config: CondLoraConfig | LoraConfig, base: str | None, source: Path
+) -> Tensors:
+    """The tensors under PEFT's names for this adapter of this base model; every name and shape is checked.
 
-    Completes `config` with the base model.
+    Sets the base model in `config`.
     """
     base, model_class = base_of(config, base, source)
     model_config = base_config(base, config, tensors, model_class)
@@ -276,7 +284,7 @@ def _fitted(tensors: Tensors, config: PeftConfig, base: str | None, source: Path
     return fitted
 
 
-def _map_name(match: re.Match) -> str:
+def _map_name(match: re.Match[str]) -> str:
     return "{}.linear_for_lora_{}".format(*match.groups())
 
 

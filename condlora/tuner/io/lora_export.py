@@ -1,7 +1,7 @@
-"""Export: an adapter of CondLoRA or a related method as the LoRA adapter that it is once A and B are made.
+"""Export: an adapter of CondLoRA or a related method as the LoRA adapter that it equals once A and B are made.
 
-Exact, of the same rank and without SVD: the factors are what the layer itself multiplies by. The result is
-read by stock PEFT and by engines that serve LoRA adapters, with no condlora installed.
+The export is exact, has the same rank and needs no SVD: A and B are those that the layer itself multiplies by. PEFT without
+condlora and engines that serve LoRA adapters can load it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError
+from condlora.tuner.config import CondLoraConfig
 from condlora.tuner.io.adapter_folder import write_adapter
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.model import CondLoraModel
@@ -75,7 +76,7 @@ def export_lora(
         tensors[f"base_model.model.{path}.lora_A.weight"] = A
         tensors[f"base_model.model.{path}.lora_B.weight"] = B
         if layer.use_dora[adapter_name]:
-            magnitude = layer.condlora_magnitude[adapter_name]
+            magnitude = layer.magnitude(adapter_name)
             tensors[f"base_model.model.{path}.lora_magnitude_vector"] = magnitude
     config = _lora_config(model, layers, adapter_name, rank)
     write_adapter(folder, config, tensors, overwrite=overwrite)
@@ -110,6 +111,7 @@ def _lora_config(
     model: PeftModel, layers: Layers, adapter_name: str, rank: int | None
 ) -> LoraConfig:
     own = model.peft_config[adapter_name]
+    assert isinstance(own, CondLoraConfig)
     ranks = {path: rank or layer.r[adapter_name] for path, layer in layers.items()}
     alphas = {path: _alpha(layer, adapter_name, own.use_rslora) for path, layer in layers.items()}
     r = max(ranks.values())
@@ -124,7 +126,7 @@ def _lora_config(
         revision=own.revision,
         inference_mode=True,
         r=r,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
         lora_dropout=own.lora_dropout,
         use_rslora=own.use_rslora,
         use_dora=own.use_dora,
@@ -132,13 +134,13 @@ def _lora_config(
         alpha_pattern={_exactly(path): a for path, a in alphas.items() if a != alpha},
         target_modules=_target_modules(model.get_base_model(), layers, own.modules_to_save),
         modules_to_save=own.modules_to_save,
-        bias="lora_only" if own.bias.endswith("_only") else own.bias,
+        bias="lora_only" if own.bias == "condlora_only" else own.bias,
         fan_in_fan_out=any(isinstance(m.get_base_layer(), Conv1D) for m in layers.values()),
     )
 
 
 def _alpha(layer: CondLoraLayer, adapter_name: str, use_rslora: bool) -> float:
-    """The alpha that gives the layer's scaling, also where that was changed by hand since."""
+    """The alpha that gives the layer's scaling, which may have been changed by hand."""
     r, alpha, scaling = (
         values[adapter_name] for values in (layer.r, layer.lora_alpha, layer.scaling)
     )
@@ -151,7 +153,9 @@ def _exactly(path: str) -> str:
     return "^" + re.escape(path)
 
 
-def _target_modules(base: nn.Module, layers: Layers, modules_to_save) -> list[str]:
+def _target_modules(
+    base: nn.Module, layers: Layers, modules_to_save: list[str] | None
+) -> list[str]:
     """Last names of the modules, as engines expect, or whole paths where names would hit other modules too."""
     names = sorted({path.rpartition(".")[2] for path in layers})
     config = LoraConfig(target_modules=names, modules_to_save=modules_to_save)

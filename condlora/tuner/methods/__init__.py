@@ -1,6 +1,7 @@
-"""The methods that one tuner puts on a model: CondLoRA, its controls, and other ways to share or generate A and B.
+"""The methods of the tuner: CondLoRA, its controls, and other ways to share or generate A and B.
 
 To add one: a file with a `Method` in this folder, a line in METHODS, and a config in `configs/adapter/`.
+What does not belong here: layers, models and files, which are the same for all methods.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def make_method(name: str, options: dict[str, Any], form: str | None) -> Method:
         options = options if form is None else options | {"form": form}
     elif form not in (None, "code"):  # "code" stands in adapter files of all methods
         raise AdapterError(
-            f"form says how A and B are made from W, and the method {name!r} does not make them so: leave form out."
+            f"form says how A and B are made from W, and the method {name!r} makes them in another way: leave form out."
         )
     return METHODS[name](**options)
 
@@ -81,5 +82,5 @@ def _fields(name: str) -> set[str]:
 
 
 def options_of(method: Method) -> dict[str, Any]:
-    """All options of a method as they are, those that were left to their defaults too."""
+    """All options of a method, including those that were left to their defaults."""
     return {name: value for name, value in dataclasses.asdict(method).items() if name != "form"}

@@ -1,8 +1,8 @@
-"""What a method of sharing or generating A and B says of itself; the layer does everything else.
+"""The interface of a method that shares or generates A and B; the layer does everything else.
 
-A method is a frozen dataclass, its fields its options. It names the tensors that A and B are made from, each
-either one for the whole sharing group or one for every layer, each either trained (a parameter, saved) or
-derived (made of W or of a seed when the adapter is put on a model, and again when it is loaded; never saved).
+A method is a frozen dataclass, and its fields are its options. It names the tensors that A and B are made from. A tensor
+belongs to the whole sharing group or to one layer. It is trained (a parameter, which is saved) or derived: computed from W
+or from a seed when the adapter is attached or loaded, and never saved.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from condlora.errors import AdapterError
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # A (r, in) and B (out, r)
 
 
 def kaiming(tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -26,7 +28,7 @@ def kaiming(tensor: torch.Tensor, generator: torch.Generator | None = None) -> t
 
 @dataclass(frozen=True)
 class Trained:
-    """A tensor that is trained and saved; always a matrix. `start` fills it in place."""
+    """A matrix that is trained and saved. `start` fills it in place."""
 
     shape: tuple[int, int]
     start: Callable[[torch.Tensor], torch.Tensor] = nn.init.zeros_
@@ -35,56 +37,77 @@ class Trained:
 
 @dataclass(frozen=True)
 class Derived:
-    """A frozen tensor that is made again wherever the adapter is loaded; `make` may draw from the generator given."""
+    """A frozen tensor that is computed again when the adapter is loaded; `make` may draw from the generator."""
 
     make: Callable[[torch.Generator], torch.Tensor]
     is_shared: bool = False
 
 
-class Method:
-    """How A (r, in) and B (out, r) of a layer come about; the update is `scaling * B A`, as LoRA's.
+Tensors = dict[str, Trained | Derived]
 
-    title, arxiv and formula are for the model card. `reads_next_layer`: the layer is given the weight of the
-    next layer of its group instead of its own (after the last comes the first). `is_nested`: in training, A
-    and B are cut to a rank drawn at every forward pass of the model, so that the adapter can be cut later.
-    `b_side`: the trained tensors that make B, to which LoRA+ gives a higher learning rate.
-    `is_pruned`: it has a `Lambda` whose entries are pruned while it trains, and a penalty, as AdaLoRA.
+
+@dataclass(frozen=True)
+class Method:
+    """How A (r, in) and B (out, r) of a layer are made; the update is `scaling * B A`, as in LoRA.
+
+    title, arxiv: for the model card, as `formula`.
+    reads_next_layer: the layer is given the weight of the next layer of its group; the last layer that of the first.
+    is_nested: in training A and B are cut to a rank that is drawn at every forward pass of the model, so that the trained
+        adapter can be cut to a lower rank.
+    is_pruned: it has a tensor `Lambda` whose entries are pruned during training, and a penalty, as in AdaLoRA.
+    b_side: the trained tensors that B is made from, to which LoRA+ gives a higher learning rate.
     """
 
     title: ClassVar[str]
     arxiv: ClassVar[str]
-    formula: str
-    needs_square: ClassVar[bool] = False
     reads_next_layer: ClassVar[bool] = False
     is_nested: ClassVar[bool] = False
     is_pruned: ClassVar[bool] = False
     b_side: ClassVar[tuple[str, ...]] = ("B", "b", "v")
-    seed: int | None = None
+
+    @property
+    def formula(self) -> str:
+        """How A and B are made, in one line."""
+        raise NotImplementedError
+
+    @property
+    def needs_square(self) -> bool:
+        """Whether it is defined for square weights only."""
+        return False
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of derived tensors that are random, see `Seeded`."""
+        return None
 
     @property
     def can_train_jointly(self) -> bool:
-        """Whether training is a fixed B A and the task's loss alone, so that several runs can share one pass."""
+        """Whether the update is a fixed B A and the loss is the task's, so that several runs can share one forward pass."""
         return not (self.is_nested or self.is_pruned)
 
-    def tensors(self, W: torch.Tensor, r: int) -> dict[str, Trained | Derived]:
-        """The tensors by name; W (out, in) is the layer's frozen weight. Making them is left for later."""
+    def tensors(self, W: torch.Tensor, r: int) -> Tensors:
+        """The tensors by name; W (out, in) is the layer's frozen weight. Nothing is computed yet.
+
+        Raises:
+            AdapterError: the method cannot have this rank.
+        """
         raise NotImplementedError
 
-    def factors(self, W: torch.Tensor, **tensors: torch.Tensor):
-        """A (r, in) and B (out, r) from W, in its own dtype, and the tensors, all of one dtype."""
+    # Below, `Any` lets a method name its tensors as arguments; each is a torch.Tensor.
+
+    def factors(self, W: torch.Tensor, *args: Any, **tensors: Any) -> Pair:
+        """A (r, in) and B (out, r) from W, in its own dtype, and from the tensors, which all have one dtype."""
         raise NotImplementedError
 
-    def product(
-        self, W: torch.Tensor, x: torch.Tensor, **tensors: torch.Tensor
-    ) -> torch.Tensor | None:
-        """B (A x) for x (..., in) without making A and B, for methods that can; None for those that cannot.
+    def product(self, W: torch.Tensor, x: torch.Tensor, **tensors: Any) -> torch.Tensor | None:
+        """B (A x) for x (..., in) without making A and B; None for methods that need A and B.
 
-        The layer asks for it where x has fewer rows than A and B have ranks, since it then takes less work.
+        The layer calls it where x has fewer rows than the rank, since that takes less work.
         """
         return None
 
-    def penalty(self, W: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
-        """What a pruned method adds to the loss, as a mean over layers; arguments as of `factors`."""
+    def penalty(self, W: torch.Tensor, *args: Any, **tensors: Any) -> torch.Tensor:
+        """The penalty of a pruned method for one layer; the loss gets the mean over layers. Arguments as of `factors`."""
         raise NotImplementedError
 
     def max_rank(self, shape: tuple[int, int]) -> int:
@@ -96,7 +119,7 @@ class Method:
         return any(tensor.is_shared for tensor in self.tensors(W, r).values())
 
     def generator(self, place: str) -> torch.Generator:
-        """The random stream of one derived tensor, from the method's seed and the tensor's place in the model."""
+        """The random generator of one derived tensor, from the method's seed and the tensor's place in the model."""
         digest = hashlib.sha256(f"{self.seed}/{place}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -105,12 +128,12 @@ class Method:
 class Seeded(Method):
     """A method with derived tensors that are random.
 
-    seed: None draws one from torch's generator, so that runs of different seeds differ; the config keeps it.
+    seed: None draws one from torch's generator, so that runs with different seeds differ. The config keeps it.
     """
 
-    seed: int | None = None
+    seed: int | None = None  # in place of the property
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.seed is None:
             object.__setattr__(self, "seed", int(torch.randint(2**31, (), device="cpu")))
         if not isinstance(self.seed, int):

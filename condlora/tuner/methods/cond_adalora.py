@@ -1,8 +1,8 @@
-"""Conditional AdaLoRA: P diag(Lambda) Q with P and Q made from W as CondLoRA makes B and A, and Lambda each layer's own.
+"""Conditional AdaLoRA: P diag(Lambda) Q with P and Q made from W as CondLoRA makes B and A, and a Lambda for each layer.
 
-AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) on CondLoRA, named as future work in CondLoRA's paper. Lambda's entries are
-pruned while it trains, see `condlora.tuner.rank_allocator`, and what keeps P and Q orthogonal is added to the loss, see
-`CondLoraModel.forward`.
+AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) on CondLoRA, whose paper names it as future work. Entries of Lambda are pruned
+during training, see `condlora.tuner.rank_allocator`. A penalty on P and Q that are not orthogonal is added to the loss, see
+`condlora.tuner.hooks.add_penalty`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from condlora.errors import AdapterError
-from condlora.tuner.methods.base import Trained, kaiming
-from condlora.tuner.methods.condlora import CondLora, theta_shapes
+from condlora.tuner.methods.base import Pair, Tensors, Trained, kaiming
+from condlora.tuner.methods.condlora import Conditional, make_factors
 
 
 @dataclass(frozen=True)
-class CondAdaLora(CondLora):
-    """Names and defaults are those of `peft.AdaLoraConfig`, whose init_r is the config's r here.
+class CondAdaLora(Conditional):
+    """Names and defaults are those of `peft.AdaLoraConfig`, whose init_r is `r` of the config here.
 
-    target_r: the mean rank of a layer at the end. beta1, beta2: of the smoothed importance. orth_reg_weight: of the
-    penalty on P and Q. total_step, tinit, tfinal, deltaT: the schedule, in steps; total_step is to be given for pruning.
+    target_r: the mean rank of a layer after pruning. beta1, beta2: of the smoothed importance. orth_reg_weight: of the
+    penalty on P and Q. total_step, tinit, tfinal, deltaT: the schedule, in steps; pruning needs total_step.
     """
 
     target_r: int = 8
@@ -37,7 +37,7 @@ class CondAdaLora(CondLora):
     arxiv = "2303.10512"
     is_pruned = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("target_r", "deltaT"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise AdapterError(
@@ -53,26 +53,26 @@ class CondAdaLora(CondLora):
 
     @property
     def formula(self) -> str:
-        return super().formula + ", and each layer's own diag(Lambda) between"
+        return super().formula + ", with a diag(Lambda) for each layer between them"
 
-    def tensors(self, W, r):
-        shape_A, shape_B = theta_shapes(*W.shape, r, self.form)
-        return {
-            "theta_A": Trained(shape_A, kaiming, is_shared=True),
-            "theta_B": Trained(shape_B, kaiming, is_shared=True),
-            "Lambda": Trained((r, 1)),
-        }
+    def tensors(self, W: torch.Tensor, r: int) -> Tensors:
+        return self.maps(W, r, start_B=kaiming) | {"Lambda": Trained((r, 1))}
 
-    def factors(self, W, theta_A, theta_B, Lambda):
-        Q, P = super().factors(W, theta_A, theta_B)
+    def factors(
+        self, W: torch.Tensor, theta_A: torch.Tensor, theta_B: torch.Tensor, Lambda: torch.Tensor
+    ) -> Pair:
+        Q, P = make_factors(W, theta_A, theta_B, self.form)
         return Lambda * Q, P
 
-    def penalty(self, W, theta_A, theta_B, Lambda):
-        """How far P's columns and Q's rows are from orthonormal, by Frobenius norms.
+    def penalty(
+        self, W: torch.Tensor, theta_A: torch.Tensor, theta_B: torch.Tensor, Lambda: torch.Tensor
+    ) -> torch.Tensor:
+        """How far the columns of P and the rows of Q are from orthonormal, by Frobenius norms.
 
-        Source: equation 4, without its squares and as a mean over P and Q, as PEFT's AdaLoRA has it.
+        Source: equation 4, without its squares and as a mean over P and Q, as in PEFT's AdaLoRA.
         """
-        Q, P = super().factors(W, theta_A, theta_B)
+        Q, P = make_factors(W, theta_A, theta_B, self.form)
         identity = torch.eye(len(Q), dtype=Q.dtype, device=Q.device)
-        distances = [torch.linalg.norm(gram - identity) for gram in (Q @ Q.T, P.T @ P)]
-        return self.orth_reg_weight * sum(distances) / 2
+        of_Q, of_P = (torch.linalg.norm(gram - identity) for gram in (Q @ Q.T, P.T @ P))
+        penalty: torch.Tensor = self.orth_reg_weight * (of_Q + of_P) / 2
+        return penalty

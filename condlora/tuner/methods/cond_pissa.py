@@ -1,8 +1,8 @@
-"""Conditional PiSSA: every layer starts as PiSSA does, at its own W's largest singular triplets, and moves by shared maps.
+"""Conditional PiSSA: every layer starts at the largest singular triplets of its own W, as in PiSSA, and is trained by shared maps.
 
-PiSSA (Meng et al. 2024, arXiv 2404.02948) on CondLoRA, whose paper leaves LoRA's variants (AdaLoRA and more) to future
-work; this one and its form are our choice. PiSSA takes B0 A0, the triplets, out of W and trains B and A from there, so its
-update is B A - B0 A0. Here A - A0 and B - B0 are what CondLoRA makes of W, and W stays whole.
+PiSSA (Meng et al. 2024, arXiv 2404.02948) on CondLoRA. The paper of CondLoRA leaves LoRA's variants to future work; this
+variant is our choice. PiSSA subtracts the triplets B0 A0 from W and trains B and A from there, so its update is
+B A - B0 A0. Here CondLoRA makes A - A0 and B - B0 from W, and W is not changed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from condlora.errors import AdapterError
-from condlora.tuner.methods.base import Derived, Trained
-from condlora.tuner.methods.condlora import CondLora, theta_shapes
+from condlora.tuner.methods.base import Derived, Pair, Tensors
+from condlora.tuner.methods.condlora import Conditional, make_factors
 from condlora.tuner.methods.lora_xs import principal_factors
 
 
@@ -26,7 +27,7 @@ def balanced_factors(W: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @dataclass(frozen=True)
-class CondPissa(CondLora):
+class CondPissa(Conditional):
     """The update has rank r, of which r / 2 are trained: B A - B0 A0 = B0 (A - A0) + (B - B0) A."""
 
     title = "Conditional PiSSA"
@@ -41,21 +42,25 @@ class CondPissa(CondLora):
     def max_rank(self, shape: tuple[int, int]) -> int:
         return min(shape) // 2 * 2
 
-    def tensors(self, W, r):
+    def tensors(self, W: torch.Tensor, r: int) -> Tensors:
         if r % 2:
             raise AdapterError(
                 f"The rank is {r}, and half of it are W's own singular triplets: give an even one."
             )
-        shape_A, shape_B = theta_shapes(*W.shape, r // 2, self.form)
         start = functools.cache(lambda: balanced_factors(W, r // 2))
-        return {
-            "theta_A": Trained(shape_A, is_shared=True),
-            "theta_B": Trained(shape_B, is_shared=True),
+        return self.maps(W, r // 2, start_A=nn.init.zeros_) | {
             "A0": Derived(lambda _: start()[0]),
             "B0": Derived(lambda _: start()[1]),
         }
 
-    def factors(self, W, theta_A, theta_B, A0, B0):
-        # In the form of which nothing cancels, also in half precision.
-        A, B = super().factors(W, theta_A, theta_B)
+    def factors(
+        self,
+        W: torch.Tensor,
+        theta_A: torch.Tensor,
+        theta_B: torch.Tensor,
+        A0: torch.Tensor,
+        B0: torch.Tensor,
+    ) -> Pair:
+        # Written so that no large terms cancel, which matters in half precision.
+        A, B = make_factors(W, theta_A, theta_B, self.form)
         return torch.cat([A, A0 + A]), torch.cat([B0, B], dim=1)

@@ -1,7 +1,7 @@
-"""DyLoRA (Valipour et al. 2023, arXiv 2210.07558): a LoRA of each layer's own whose leading ranks serve alone.
+"""DyLoRA (Valipour et al. 2023, arXiv 2210.07558): LoRA whose leading ranks can be used alone.
 
 In training every forward pass of the model draws a rank b from 1 to r, uniformly, and uses the first b rows of A
-and columns of B in all layers, scaled by alpha / b. All of them are trained, which the paper calls not frozen.
+and columns of B in all layers, scaled by alpha / b. All b ranks are trained, which is the paper's variant without freezing.
 `export_lora(model, folder, rank=b)` writes the adapter cut to any b.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condlora.tuner.methods.base import Method, Trained, kaiming
+import torch
+
+from condlora.tuner.methods.base import Method, Pair, Tensors, Trained, kaiming
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class DyLora(Method):
     formula = "A and B of each layer's own, the first b ranks of which can be used alone"
     is_nested = True
 
-    def tensors(self, W, r):
+    def tensors(self, W: torch.Tensor, r: int) -> Tensors:
         return {"A": Trained((r, W.shape[1]), kaiming), "B": Trained((W.shape[0], r))}
 
-    def factors(self, W, A, B):
+    def factors(self, W: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> Pair:
         return A, B

@@ -1,6 +1,6 @@
-"""LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604): W's leading singular vectors, and an r x r matrix R trained between.
+"""LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604): W's leading singular vectors, with a trained r x r matrix R between them.
 
-Nothing is shared. The singular vectors are derived, not saved: whoever loads the adapter needs the very W.
+Nothing is shared. The singular vectors are derived and not saved, so loading the adapter needs the same W.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from condlora.tuner.methods.base import Derived, Method, Trained
+from condlora.tuner.methods.base import Derived, Method, Pair, Tensors, Trained
 
 
 def principal_factors(W: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
     """V_r' (r, in) and U_r S_r (out, r) of W's truncated SVD, in float64, one sign chosen for each pair of vectors."""
     U, S, Vh = torch.linalg.svd(W.double().cpu(), full_matrices=False)
     U, S, Vh = U[:, :r], S[:r], Vh[:r]
-    signs = Vh.gather(
-        1, Vh.abs().argmax(1, keepdim=True)
-    ).sign()  # libraries choose signs as they like
+    # The sign of a pair is arbitrary: libraries and devices differ.
+    signs = Vh.gather(1, Vh.abs().argmax(1, keepdim=True)).sign()
     return signs * Vh, U * S * signs.T
 
 
@@ -30,14 +29,14 @@ class LoraXs(Method):
     arxiv = "2405.17604"
     formula = "A = R V_rᵀ, B = U_r S_r, of W's singular value decomposition"
 
-    def tensors(self, W, r):
+    def tensors(self, W: torch.Tensor, r: int) -> Tensors:
         bases = functools.cache(lambda: principal_factors(W, r))
         return {
-            # Section 3 of the paper; an R of zero would start as well, since both bases are given.
+            # Section 3 of the paper. R = 0 would also train, since both bases are fixed.
             "R": Trained((r, r), functools.partial(nn.init.normal_, std=1e-5)),
             "V": Derived(lambda _: bases()[0]),
             "US": Derived(lambda _: bases()[1]),
         }
 
-    def factors(self, W, R, V, US):
+    def factors(self, W: torch.Tensor, R: torch.Tensor, V: torch.Tensor, US: torch.Tensor) -> Pair:
         return R @ V, US
