@@ -34,7 +34,7 @@ def check_call(layer: CondLoraLayer, x: torch.Tensor, adapter_name: str) -> None
             "A forward pass in training without gradients: if this is gradient checkpointing under DDP, set "
             '{"use_reentrant": False}, or DDP averages the gradient of a shared map before every layer has '
             "added to it.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
