@@ -36,6 +36,8 @@ CONFIG = {
     "text": {"color": "currentColor"},
 }  # fmt: skip
 
+LEGEND = {"orient": "bottom", "columns": 2, "columnPadding": 40, "labelLimit": 260}
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -156,7 +158,7 @@ def frontier_chart(found: pd.DataFrame) -> Chart:
     lowest, best = float(found.low.fillna(found.score).min()), float(found.score.max())
     x = {
         "field": "x", "type": "quantitative", "scale": {"zero": False}, "title": {"expr": f"{axes}[against]"},
-        "axis": {"labelExpr": "against === 'parameters' ? format(pow(10, datum.value), '.2~s') : datum.label"},
+        "axis": {"labelExpr": "against === 'parameters' ? format(pow(10, datum.value), '.2~s') : datum.label", "tickCount": 6, "labelOverlap": "greedy", "labelSeparation": 8},
     }  # fmt: skip
     y_scale = {"zero": False, "domainMin": {"expr": f"near ? {max(best - NEAR, lowest):.3f} : {lowest:.3f}"}, "domainMax": best + 1}  # fmt: skip
     y = {"field": "score", "type": "quantitative", "title": "score, points", "scale": y_scale}
@@ -165,7 +167,7 @@ def frontier_chart(found: pd.DataFrame) -> Chart:
         ("score", "score", ".2f"), ("sd", "sd", ".2f"), ("n", "seeds", "d"), ("low", "interval from", ".2f"), ("high", "to", ".2f"),
         ("minus_lora", "minus LoRA", ".2f"), ("minus_condlora", "minus CondLoRA", ".2f"), ("parameters", "parameters", ",.0f"),
         ("time", "time relative to LoRA", ".2f"), ("memory_mib", "peak memory, MiB", ",.0f"))]  # fmt: skip
-    colour = {"field": "family", "type": "nominal", "title": None, "scale": _family_colours(families), "legend": {"orient": "bottom", "columns": 2, "labelLimit": 260}}  # fmt: skip
+    colour = {"field": "family", "type": "nominal", "title": None, "scale": _family_colours(families), "legend": LEGEND}  # fmt: skip
     spec = _spec(
         params=[
             _choice("against", "parameters", axes),
@@ -223,7 +225,7 @@ def curves(cells: Sequence[Cell]) -> Chart | None:
             "x": {"field": "step", "type": "quantitative", "title": "optimizer step"},
             "y": {"field": "y", "type": "quantitative", "scale": {"zero": False}, "title": {"expr": f"{shown}[show]"}},
             "detail": {"field": "run"},
-            "color": {"field": "family", "type": "nominal", "title": None, "scale": _family_colours(families), "legend": {"orient": "bottom", "columns": 2, "labelLimit": 260}},
+            "color": {"field": "family", "type": "nominal", "title": None, "scale": _family_colours(families), "legend": LEGEND},
             "opacity": faded,
             "tooltip": [{"field": "run"}, {"field": "step"}, {"field": "score", "format": ".2f"}, {"field": "loss", "format": ".4f"}],
         },

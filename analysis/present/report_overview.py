@@ -13,7 +13,7 @@ from analysis.present.figures import round_up
 from analysis.present.report_plots import Row, dot_rows, heat_maps
 from analysis.stats.claims import Claim
 from analysis.stats.evidence import Findings
-from analysis.stats.formatting import interval, number
+from analysis.stats.formatting import UNDEFINED, interval, number
 from analysis.stats.rules import FAILS, HOLDS, NOT_RESOLVED, NOT_RUN, NOT_TESTED
 from analysis.study.names import MATRIX_LABEL, TASKS, label
 from analysis.study.paper import published
@@ -189,15 +189,18 @@ def _table4(claims: Sequence[Claim]) -> tuple[str, Markup, str]:
         "speed_not_lower": speed["condlora"] / speed["lora"],
         "merged_speed_equal": 1.0,
     }
-    names = ("LoRA/L params", "train speed", "merged speed")
+    names = ("parameters", "training", "merged")
     by_key = {claim.key: claim for claim in claims}
-    rows, texts = [], []
+    rows, here = [], []
     for (key, value), name in zip(printed.items(), names, strict=True):
         claim = by_key[key]
         rows.append(Row(name, (value,), (claim.estimate,), *claim.interval))
         ends = interval(*claim.interval, 2)
-        texts.append(f"{number(value, 3)} in the paper, {number(claim.estimate, 3)}{f' {ends}' if ends != '–' else ''} here")  # fmt: skip
-    text = f"LoRA's parameters over L times CondLoRA's: {texts[0]}. Training speed over LoRA's: {texts[1]}."
-    alt = f"Ratios of CondLoRA and LoRA. {text}"
-    plot = dot_rows(rows, alt=alt, digits=2, null=1.0)
-    return text, plot, "ratios to LoRA; 1 is equal"
+        here.append(f"{number(claim.estimate, 3)}{'' if ends == UNDEFINED else f' {ends}'} here")
+    text = (
+        f"LoRA's parameters over L times CondLoRA's: {number(rows[0].paper[0], 3)} in the paper, {here[0]}. "
+        f"Training speed over LoRA's: {number(rows[1].paper[0], 3)} in the paper, {here[1]}. "
+        f"Merged: equal in the paper, without a number; {here[2]}."
+    )
+    plot = dot_rows(rows, alt=f"Ratios of CondLoRA and LoRA. {text}", digits=2, null=1.0)
+    return text, plot, "parameters: LoRA's over L times CondLoRA's; speeds over LoRA's; 1 is equal"
