@@ -85,8 +85,4 @@ def _with_own_labels(split: datasets.Dataset, task: Task, place: str) -> dataset
                 f"{place}, row {row}: the label is {name!r}, and {task.title} has {', '.join(task.labels)}: name the "
                 "classes so."
             )
-    features = split.features.copy()
-    features["label"] = datasets.ClassLabel(names=list(task.labels))
-    texts = split.remove_columns("label")
-    ordered = {name: features[name] for name in [*texts.column_names, "label"]}
-    return texts.add_column("label", labels).cast(datasets.Features(ordered))
+    return split.remove_columns("label").add_column("label", labels)
