@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # tiny tensors: a thread pool costs more than it gives
 
 def pytest_collection_finish():
     """Generate each synthetic task once per process, and keep the imports out of every collection of garbage."""
-    prepare = sys.modules.get("condlora.glue.prepare")
+    prepare = sys.modules.get("condlora.training.data")
     if prepare is not None:
         prepare._prepare = functools.lru_cache(maxsize=32)(prepare._prepare.__wrapped__)
     gc.collect()
