@@ -258,6 +258,7 @@ def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
     assert rates == {cell: chosen[cell] for cell in rates}
 
 
+@pytest.mark.slow
 def test_first_trials_are_trained_together_where_asked(tmp_path):
     words = ("runtime.fleet=2", "adapter=lora,condlora")
     table = search(settings(tmp_path, *words, rates=RATES, further=1))

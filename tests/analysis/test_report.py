@@ -120,6 +120,7 @@ def test_every_link_of_the_markdown_leads_somewhere(page, partial):
     assert "does not hold" in text
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(page, partial, tmp_path):
     again = replace(partial, folder=tmp_path / "again")
     present_report.build(again, MARGIN)

@@ -93,6 +93,7 @@ def test_what_is_wrong_is_said_without_torch(answers, words, message):
     assert (status, heavy) == (2, [])
 
 
+@pytest.mark.slow
 def test_importing_condlora_registers_the_method_and_imports_torch_only_when_needed():
     program = """
 import sys

@@ -27,6 +27,7 @@ def alone(cells_in):
     return [left_behind(run_folder(cfg)) for cfg in cells]
 
 
+@pytest.mark.slow
 def test_neither_order_nor_companions_matter(cells_in, alone):
     for name, step in (("forwards", 1), ("backwards", -1)):
         cells = cells_in(name)

@@ -170,6 +170,7 @@ def test_launchers_started_together_do_every_run_once(tmp_path, launchers, more,
     assert max(record["fleet"] for record in records) == fleet
 
 
+@pytest.mark.slow
 def test_signal_to_a_launcher_is_its_exit_status(tmp_path):
     words = [
         "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=100000",

@@ -44,10 +44,8 @@ METHODS = sorted(
 TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
 FAST = (
     "condlora",
-    "full",
     "adalora",
-    "prompt_tuning",
-)  # one of each kind; `make test-all` trains all
+)  # with state of its own and without; `make test-slow` trains the others
 # Those whose update is one s B A on each W, which the analyses of matrices take.
 ONE_PRODUCT = ["lora", "rslora", "lora_plus", "lora_fa"]
 ONE_PRODUCT += ["condlora", "condlora_rslora", "condlora_all_linear", "condlora_consistent"]
@@ -182,7 +180,10 @@ def logits(model):
 # AdaLoRA
 
 
-@pytest.mark.parametrize(("method", "entries"), [("adalora", "lora_E"), ("cond_adalora", "Lambda")])
+@pytest.mark.parametrize(
+    ("method", "entries"),
+    [("adalora", "lora_E"), pytest.param("cond_adalora", "Lambda", marks=pytest.mark.slow)],
+)
 def test_adalora_prunes_to_its_target_and_resumes_after_that_too(cell, method, entries):
     whole = cell(method, "protocol.select=last")
     killed = under_another_name(whole)

@@ -16,7 +16,7 @@ from condlora.models.backbones import fresh_model, load_backbone
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
-from tests.tasks import ROOT
+from tests.tasks import ROOT, slow
 
 
 def architecture(model_type, modules=None, **settings):
@@ -147,7 +147,9 @@ def folder_backbone(path, modules):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("saved", ["encoder", "classifier of as many", "classifier of others"])
+@pytest.mark.parametrize(
+    "saved", ["encoder", *slow("classifier of as many", "classifier of others")]
+)
 def test_head_of_a_saved_model_is_what_pretraining_does_not_provide(cell, tmp_path, family, saved):
     cfg = cell(family, "lora")
     known = load_backbone(cfg.backbone, num_labels=2)

@@ -24,6 +24,7 @@ from condlora.training.state import Training
 from condlora.training.step import step
 from tests.members import ACCELERATOR, Member
 from tests.models.test_families import FAMILIES as CELLS
+from tests.tasks import slow
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 
@@ -313,7 +314,7 @@ def cell(tiny_cells, tmp_path):
     return compose
 
 
-@pytest.mark.parametrize("fitting", [32, 10])
+@pytest.mark.parametrize("fitting", [10, *slow(32)])
 def test_a_run_has_the_same_curve_and_predictions_even_where_batches_are_split(
     cell, monkeypatch, fitting
 ):

@@ -122,6 +122,7 @@ def test_a_run_whose_origin_was_done_anew_is_stale(begun, tmp_path, tiny_cells):
     assert inspect(begun()).state == "stale"
 
 
+@pytest.mark.slow
 def test_seeds_that_start_from_seeds_are_of_one_recipe(begun, tmp_path, tiny_cells):
     """Outside a profile the newest run says which recipe counts, and every seed has an adapter of its own."""
     finetune.run(tiny_cells("task=mnli", "adapter=lora", *RATE, "seed=1")[0])
@@ -176,6 +177,7 @@ def test_a_damaged_or_unfinished_run_is_refused(begun, tmp_path):
         finetune.run(begun())
 
 
+@pytest.mark.slow
 def test_an_origin_of_another_recipe_makes_another_recipe(begun, tmp_path, tiny_cells):
     """So that runs from unlike origins are not taken for seeds of one cell."""
     before = recipe(begun())

@@ -177,7 +177,7 @@ def test_attention_changes_a_run_by_rounding_alone(tiny_cells, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "adapter", ["condlora", "prefix_tuning", *slow("dora", "lora_fa", "ln_tuning", "bitfit")]
+    "adapter", ["condlora", *slow("prefix_tuning", "dora", "lora_fa", "ln_tuning", "bitfit")]
 )
 def test_frozen_layers_held_in_half_precision_change_no_bit(
     tiny_cells, tmp_path, monkeypatch, adapter
@@ -427,7 +427,7 @@ def test_select_last_keeps_the_last_step(tiny_cells, monkeypatch):
     assert finetune.run(one(tiny_cells, "task=rte", "protocol.select=last"))["best"]["step"] == 6
 
 
-@pytest.mark.parametrize("fleet", [False, True])
+@pytest.mark.parametrize("fleet", [False, *slow(True)])
 def test_adapters_are_kept_at_the_steps_that_the_setting_names(tiny_cells, fleet):
     seeds = "seed=0,1" if fleet else "seed=0"
     cells = tiny_cells("runtime.keep_adapters_at=[0,2,6]", "protocol.select=last", seeds)

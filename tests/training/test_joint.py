@@ -136,7 +136,10 @@ def steps(trainings, count, together, outputs=3, cycle=1000):
     return torch.tensor(found)
 
 
-@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "relative"),
+    [(torch.float64, 1e-9), pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "names",
     [
@@ -500,6 +503,7 @@ def test_an_error_in_one_run_is_recorded_and_ends_no_other(
     assert (failed["status"], failed["reason"]) == ("failed", "RuntimeError: broken")
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_in_is_trained_alone_beside_the_others(tiny_cells, passes):
     cells = tiny_cells("task=rte", "adapter=lora,condlora,full")
     assert [r["status"] for r in finetune.run_together(list(cells))] == ["done"] * 3
@@ -560,6 +564,7 @@ def stopped_at(tiny_cells, tmp_path, instant):
     return stopped
 
 
+@pytest.mark.slow
 def test_a_stopped_fleet_goes_on_to_the_same_bits(tiny_cells, tmp_path):
     wholes = list(tiny_cells(*FLEET, f"runs={tmp_path}/whole"))
     finetune.run_together(wholes)

@@ -30,7 +30,7 @@ from condlora.tuner.methods.cond_adalora import CondAdaLora
 from condlora.tuner.methods.controls import haar
 from condlora.tuner.methods.lora_xs import principal_factors
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
-from tests.tasks import compose_tiny, slow
+from tests.tasks import compose_tiny
 from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +159,13 @@ def test_saved_and_loaded_it_gives_the_same_bits_and_nothing_derived_is_saved(se
         assert isinstance(config["options"].get("seed", 0), int)
 
 
-@every_method
+@pytest.mark.parametrize(
+    "settings",
+    [
+        case if n < 4 else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+        for n, case in enumerate(CASES)
+    ],
+)
 def test_a_file_that_lacks_a_tensor_or_holds_one_of_another_shape_is_refused(settings, tmp_path):
     model = perturb(adapted("bert", **settings))
     model.save_pretrained(tmp_path)
@@ -924,7 +930,8 @@ def test_the_shipped_config_puts_its_method_on_a_backbone(adapter, shipped):
     )
 
 
-@pytest.mark.parametrize("adapter", ["nola", *slow("dylora", "condlora_spectrum")])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["nola", "dylora", "condlora_spectrum"])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_that_was_not(
     adapter, tiny_cells, tmp_path
 ):
