@@ -1,6 +1,7 @@
 """The grid: its cells, their states, and what `make list` and a second `make reproduce-glue` conclude."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from hydra import compose
@@ -88,7 +89,7 @@ def test_time_left_is_unknown_before_the_first_run(tiny_cells):
 def test_time_left_uses_the_nearest_finished_runs():
     def cell(task, adapter, state, seconds=None):
         record = None if seconds is None else {"total_seconds": seconds}
-        return grid.Cell("p", task, adapter, 0, None, state, None, record)
+        return grid.Cell("p", task, adapter, 0, Path(task, adapter), state, None, record)
 
     done = [cell("rte", "lora", "done", 10.0), cell("cola", "lora", "done", 30.0)]
     left = [cell("rte", "lora", "missing"), cell("rte", "x", "stale"), cell("sst2", "x", "failed")]
