@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from condlora.errors import AdapterError, ConfigError, UserError, first_line
 from condlora.models import baselines
-from condlora.models.backbones import Backbone, load_backbone
+from condlora.models.backbones import Backbone, fresh_model, load_backbone
 from condlora.tuner import Factors, layer_factors
 from condlora.tuner.io.adapter_folder import order_names
 
@@ -62,6 +63,14 @@ def add_adapter(
         ) from error
 
 
+def start(
+    adapter: DictConfig, backbone: Backbone, seed: int, batches: baselines.Batches | None = None
+) -> PeftModel:
+    """The backbone with a new head and adapter, drawn in this order from a run's initialisation stream. As `add_adapter`."""
+    torch.manual_seed(seed)
+    return add_adapter(fresh_model(backbone), adapter, backbone.head, batches)
+
+
 def base_for(backbone: Backbone, adapter: DictConfig) -> PreTrainedModel:
     """A copy of the backbone to load a saved adapter of this config onto: in 4 bits if it was trained so."""
     model = copy.deepcopy(backbone.model)
@@ -91,10 +100,14 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def load_run(folder: Path) -> tuple[PeftModel, DictConfig]:
     """The adapted model of a finished run, as saved, and the run's config."""
+    cfg, backbone = _settings_of(folder)
+    return load_adapter(base_for(backbone, cfg.adapter), folder / "adapter"), cfg
+
+
+def _settings_of(folder: Path) -> tuple[DictConfig, Backbone]:
     cfg = OmegaConf.load(folder / "config.yaml")
     num_labels = 1 if cfg.task.labels is None else len(cfg.task.labels)
-    backbone = load_backbone(cfg.backbone, num_labels=num_labels)
-    return load_adapter(base_for(backbone, cfg.adapter), folder / "adapter"), cfg
+    return cfg, load_backbone(cfg.backbone, num_labels=num_labels)
 
 
 def load_factors(folder: Path) -> dict[str, Factors]:
@@ -109,4 +122,21 @@ def load_factors(folder: Path) -> dict[str, Factors]:
     if not baselines.is_one_product(cfg.adapter, config, names):
         return {}
     model, cfg = load_run(folder)
+    return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))
+
+
+def initial_factors(folder: Path, seed: int) -> dict[str, Factors]:
+    """W, A and B of a run before its first step, drawn again from its initialisation stream to the same bits.
+
+    seed: the record's streams.initialisation. For adapters that start from random numbers alone: neither from another run
+    nor from training examples.
+
+    Raises AdapterError for a run whose adapter started from another run.
+    """
+    cfg, backbone = _settings_of(folder)
+    if cfg.adapter.get("init_from"):
+        raise AdapterError(
+            f"The adapter of {folder} started from another run, so its start cannot be drawn again."
+        )
+    model = start(cfg.adapter, backbone, seed)
     return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 
-import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from omegaconf import DictConfig
@@ -22,8 +21,8 @@ from transformers import get_linear_schedule_with_warmup
 
 from condlora.errors import ConfigError
 from condlora.glue.batches import padder, training_batches
-from condlora.models.adapters import add_adapter
-from condlora.models.backbones import Backbone, fresh_model, load_backbone
+from condlora.models.adapters import start
+from condlora.models.backbones import Backbone, load_backbone
 from condlora.models.baselines import baseline_of
 from condlora.models.warm_start import start_from
 from condlora.runs.recipe import recipe
@@ -73,8 +72,7 @@ def initialise(
         collate = padder(data.tokenizer, padding="longest", max_length=cfg.protocol.max_length)
         return training_batches(data.train, collate, batch_size=size, seed=seeds["data"])
 
-    torch.manual_seed(seeds["initialisation"])
-    model = add_adapter(fresh_model(backbone), cfg.adapter, backbone.head, batches)
+    model = start(cfg.adapter, backbone, seeds["initialisation"], batches)
     if cfg.adapter.get("init_from"):
         start_from(model, cfg.adapter, backbone)
     return fit_to_batches(model, cfg)
