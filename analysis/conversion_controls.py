@@ -7,13 +7,13 @@ Examples:
 
 from omegaconf import DictConfig
 
-from analysis.study.selection import open_study
+from analysis.study.selection import open_matrices
 from condlora.commands.cli import command
 
 
 @command("analysis/settings")
 def main(cfg: DictConfig) -> None:
-    study = open_study(cfg)
+    study = open_matrices(cfg, needs_base=True)
     # Imported here: these take seconds, and a wrong setting is reported without them.
     from analysis.maths.conversion_controls import controls
     from analysis.present import typeset
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     from analysis.stats.rules import load_rules
     from analysis.study.stacks import load_stacks
 
-    result = controls(load_stacks(study.done), study.settings)
+    result = controls(load_stacks(study.done, study.load), study.settings)
     found = section(result, load_rules(cfg.margin_points)[0], study.folder / "figures")
     for item in (*found.shown, *found.details):
         if isinstance(item, typeset.Table):

@@ -9,21 +9,27 @@ import time
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from analysis.maths import (
     adapter_similarity,
     amplification,
     conversion_controls,
     conversion_similarity,
+    explained_share,
     linear_map,
     lora_subspace,
+    magnitude_direction,
+    planted,
     positions,
+    power,
+    span_similarity,
     subspace,
 )
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 from condlora.grid.cells import Cell
+from condlora.paths import CONFIGS
 
 KINDS = ("query", "value")
 
@@ -50,25 +56,42 @@ def analysis(cfg: DictConfig) -> dict[str, float]:
 
 
 def controls(cfg: DictConfig) -> dict[str, float]:
-    """Wall seconds and peak memory of all matrix analyses with controls: one task, five seeds, both methods."""
+    """Wall seconds and peak memory of all matrix analyses with controls and power: one task, five seeds, both methods."""
     torch.set_num_threads(2)
     stacks, settings = random_stacks(cfg), Settings(None, None, 0, 100)
     seconds = {}
     for function in (
         conversion_similarity.figure1,
+        span_similarity.spans,
         conversion_controls.controls,
         linear_map.linear_maps,
+        explained_share.explained_shares,
         adapter_similarity.compare,
         lora_subspace.compare,
         amplification.amplify,
         positions.locate,
+        magnitude,
+        planted_worlds,
     ):
         started = time.perf_counter()
         function(stacks, settings)
-        name = f"{function.__module__.removeprefix('analysis.maths.')}_seconds"
+        module = function.__module__.removeprefix("analysis.maths.")
+        name = f"{function.__name__ if module == __name__ else module}_seconds"
         seconds[name] = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return seconds | {"wall_seconds": sum(seconds.values()), "memory_mib": peak}
+
+
+def magnitude(stacks: list[Stack], _: Settings) -> None:
+    magnitude_direction.magnitude_and_direction(stacks)
+
+
+def planted_worlds(stacks: list[Stack], _: Settings) -> None:
+    """What `analysis/conversion_power.py` computes, on the same weights."""
+    lora = [stack for stack in stacks if stack.adapter == "lora"]
+    weights = {stack.module: planted.decompose(stack.W) for stack in lora}
+    cfg = OmegaConf.load(CONFIGS / "conversion_power.yaml")
+    power.measure(weights, cfg, {stack.module: stack.layers for stack in lora})
 
 
 def random_stacks(cfg: DictConfig) -> list[Stack]:

@@ -47,9 +47,9 @@ def matching(pattern: str, says: str, *, null: bool = False) -> Any:
     return _described(Annotated[str, Field(pattern=pattern)], says, null=null)
 
 
-def items(of: Any, says: str, *, least: int = 0) -> Any:
+def items(of: Any, says: str, *, least: int = 0, null: bool = False) -> Any:
     """A list of at least `least` items."""
-    return _described(Annotated[list[of], Field(min_length=least)], says)
+    return _described(Annotated[list[of], Field(min_length=least)], says, null=null)
 
 
 def _described(kind: Any, says: str, *, null: bool = False, auto: bool = False) -> Any:

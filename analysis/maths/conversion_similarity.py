@@ -3,6 +3,11 @@
 phi over all pairs of layers for finished LoRA runs and for two seeded baselines of the same shapes: Gaussian matrices in
 place of the conversion matrices (the paper's), and conversion matrices of Gaussian A and B (ours). The second shows the
 effect of W0^-1 alone; the paper's baseline does not pass through it.
+
+B and A live on different sides of W0. W0^-1 B is unchanged by a change of basis of the outputs (W0 -> M W0, B -> M B), but
+W0^-1 A' is not by one of the inputs (W0 -> W0 M, A -> A M), as A' has the size of an input and W0^-1 takes an output. What
+is unchanged then is W0^-T A', the conversion matrix of A = theta W0. For square W0 both are computed: "A" as the paper has
+it, and "A_transposed" of the form `consistent`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +22,7 @@ from analysis.study.names import REFERENCE
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 
+TRANSPOSED = "A_transposed"  # W0^-T A'
 TRAINED, GAUSSIAN, CONTROL = "trained", "gaussian", "gaussian_through_inverse_W0"
 
 
@@ -25,12 +31,12 @@ class ConversionSimilarity:
     """What Figure 1 rests on.
 
     maps: (module, matrix, source, task) -> phi (runs or draws, L, L); the task of a baseline is "".
-    values: one row per run or draw with the means of its map off the diagonal.
+    values: one row per run or draw with the means of its map off the diagonal. layers_of: module -> its layers.
     """
 
     maps: dict[tuple[str, str, str, str], np.ndarray]
     values: pd.DataFrame
-    layers: list[int]
+    layers_of: dict[str, list[int]]
     notes: list[str]
 
     def select(self, column: str, module: str, matrix: str, source: str) -> np.ndarray:
@@ -40,6 +46,11 @@ class ConversionSimilarity:
         return v.loc[chosen, column].to_numpy()
 
     @property
+    def layers(self) -> list[int]:
+        """The layers of the first module kind, which are those of all kinds in runs of one backbone."""
+        return next(iter(self.layers_of.values()), [])
+
+    @property
     def modules(self) -> list[str]:
         return sorted(set(self.values.module)) if len(self.values) else []
 
@@ -47,14 +58,19 @@ class ConversionSimilarity:
 def figure1(stacks: list[Stack], settings: Settings) -> ConversionSimilarity:
     """phi between the conversion matrices of all layer pairs, for every LoRA run and baseline."""
     maps: dict[tuple[str, str, str, str], np.ndarray] = {}
-    rows, notes, layers = [], [], []
+    rows, notes, layers = [], [], {}
     for stack in (stack for stack in stacks if stack.adapter == REFERENCE):
+        if stack.W is None:
+            notes.append(
+                f"No conversion matrices for {stack.module} modules: they need W₀, which base= names."
+            )
+            continue
         try:
             found = _stack_maps(stack, settings)
         except subspace.NotInvertible as error:
             notes.append(f"No conversion matrices for {stack.module} modules: {error}.")
             continue
-        layers = stack.layers
+        layers[stack.module] = stack.layers
         if stack.W.shape[-2] != stack.W.shape[-1]:
             notes.append(_rectangular(stack))
         for (matrix, source), phi in found.items():
@@ -88,6 +104,12 @@ def _stack_maps(stack: Stack, settings: Settings) -> dict[tuple[str, str], Tenso
     # Conversion matrices of a rectangular W0 have the sides of the other factor.
     replaced = (gaussian_A.mT, gaussian_B) if d_in == d_out else (gaussian_B, gaussian_A.mT)
     plain = subspace.conversion_maps(*replaced, gaussian_A, i, j)
+    if d_in == d_out:
+        # Equation 4's system, with W0' for W0 and A' for B.
+        transposed = subspace.conversion_matrices(stack.W.mT, A, A.mT, stack.layers)[1]
+        U = subspace.left_basis(transposed, max(i, j))
+        through[TRANSPOSED] = subspace.phi_map(U, U, i, j)
+        plain[TRANSPOSED] = plain["A"]
     maps = {}
     for matrix in through:
         maps[matrix, TRAINED] = through[matrix][:runs]

@@ -51,6 +51,11 @@ class LinearMap:
     chance: dict[tuple[str, str], float]
 
 
+def left_out(M: Tensor, X: Tensor) -> Tensor:
+    """phi (n, L) of each layer with the map fitted without its fold: the second of `explained`, without the others."""
+    return _left_out(_Problem.of(M, X))[0]
+
+
 def explained(M: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fits one map over all layers, and one without each layer's fold; see above.
 
@@ -58,27 +63,47 @@ def explained(M: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     each: phi of the fit on all layers, phi of the layer left out, and the share of that layer's
     ||X_l||^2 in the span of M_l T. NaN where an X_l has rank below r.
     """
-    r, L = X.shape[-1], len(M)
-    M = M.double() / torch.linalg.matrix_norm(M.double())[:, None, None]
-    Q = subspace.left_basis(X, r)
-    grams = M.mT @ M
-    whole = grams.sum(dim=0)
-    # M_l' Q_l. An undefined Q_l is left out of the fits, and phi with it stays undefined.
-    inside = subspace.in_each_layer(M.mT, Q).nan_to_num()
-    fitted = subspace.phi(_yielded(M, _best_map(whole, inside)), Q, r, r)
-    left_out, energy = torch.empty(2, len(X), L, dtype=torch.float64)
+    problem, r = _Problem.of(M, X), X.shape[-1]
+    everywhere = _yielded(problem.M, _best_map(problem.grams.sum(dim=0), problem.inside))
+    return subspace.phi(everywhere, problem.Q, r, r), *_left_out(problem)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """M (L, d, p) of norm one and their M_l' M_l; X (n, L, d, r), bases Q of its spans, and M_l' Q_l."""
+
+    M: Tensor
+    grams: Tensor
+    X: Tensor
+    Q: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, M: Tensor, X: Tensor) -> "_Problem":
+        M = M.double() / torch.linalg.matrix_norm(M.double())[:, None, None]
+        Q = subspace.span_basis(X)
+        # An undefined Q_l is left out of the fits, and phi with it stays undefined.
+        return cls(M, M.mT @ M, X, Q, subspace.in_each_layer(M.mT, Q).nan_to_num())
+
+
+def _left_out(problem: _Problem) -> tuple[Tensor, Tensor]:
+    """phi and share of energy (n, L) of each layer, with the map fitted without its fold."""
+    M, X, Q, r, L = problem.M, problem.X, problem.Q, problem.Q.shape[-1], len(problem.M)
+    whole = problem.grams.sum(dim=0)
+    found, energy = torch.empty(2, len(X), L, dtype=torch.float64)
     for fold in torch.arange(L) % FOLDS == torch.arange(min(L, FOLDS))[:, None]:
-        U = _yielded(M[fold], _best_map(whole - grams[fold].sum(dim=0), inside[:, ~fold]))
+        gram = whole - problem.grams[fold].sum(dim=0)
+        U = _yielded(M[fold], _best_map(gram, problem.inside[:, ~fold]))
         x = X[:, fold].double()
-        left_out[:, fold] = subspace.phi(U, Q[:, fold], r, r)
+        found[:, fold] = subspace.phi(U, Q[:, fold], r, r)
         energy[:, fold] = (U.mT @ x).square().sum(dim=(-2, -1)) / x.square().sum(dim=(-2, -1))
-    return fitted, left_out, energy
+    return found, energy
 
 
 def _yielded(M: Tensor, T: Tensor) -> Tensor:
     """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p)."""
     each = T[:, None].expand(-1, len(M), -1, -1)
-    return subspace.left_basis(subspace.in_each_layer(M, each), T.shape[-1])
+    return subspace.span_basis(subspace.in_each_layer(M, each))
 
 
 def _best_map(gram: Tensor, inside: Tensor) -> Tensor:
@@ -106,6 +131,11 @@ def linear_maps(stacks: list[Stack], settings: Settings) -> LinearMap:
             n, r = len(X), X.shape[-1]
             chance[stack.module, form] = subspace.expected_random_phi(r, r, X.shape[-2])
             runs = [(cell.task, f"seed {cell.seed}") for cell in stack.cells]
+            identity = torch.eye(X.shape[-2]).expand(len(stack.layers), -1, -1)
+            shared = (SHARED, runs, _means(identity, X))
+            if M is None:
+                rows += _rows(stack.module, form, [shared])
+                continue
             drawn = subspace.gaussian((GAUSSIAN_DRAWS, *X.shape[1:]), generator)
             # Each X with the M of the layer half the depth away: as other runs of the same M.
             moved = X.double().roll(len(M) // 2, dims=1)
@@ -114,19 +144,29 @@ def linear_maps(stacks: list[Stack], settings: Settings) -> LinearMap:
                 (TRAINED, runs, scores[:n]),
                 (OTHER_LAYER, runs, scores[n : 2 * n]),
                 (RANDOM, runs, _means(subspace.gaussian(M.shape, generator), X)),
-                (SHARED, runs, _means(torch.eye(X.shape[-2]).expand(len(M), -1, -1), X)),
+                shared,
                 (GAUSSIAN, [("", f"draw {k}") for k in range(GAUSSIAN_DRAWS)], scores[2 * n :]),
             ]  # fmt: skip
-            for source, names, numbers in named:
-                for (task, name), row in zip(names, numbers.tolist(), strict=True):
-                    rows.append([stack.module, form, source, task, name, *row])
+            rows += _rows(stack.module, form, named)
     columns = ["module", "form", "source", "task", "run_or_draw", "fitted", "left_out", "energy"]
     values = pd.DataFrame(rows, columns=columns)
     return LinearMap(values, chance)
 
 
-def _problems(stack: Stack) -> list[tuple[str, Tensor, Tensor]]:
-    """(form, M (L, d, p), X (n, L, d, r)); the code's A = theta W' needs a square W."""
+def _rows(
+    module: str, form: str, named: list[tuple[str, list[tuple[str, str]], Tensor]]
+) -> list[list]:
+    return [
+        [module, form, source, task, name, *row]
+        for source, names, numbers in named
+        for (task, name), row in zip(names, numbers.tolist(), strict=True)
+    ]
+
+
+def _problems(stack: Stack) -> list[tuple[str, Tensor | None, Tensor]]:
+    """(form, M (L, d, p), X (n, L, d, r)); the code's A = theta W' needs a square W. M is None without W."""
+    if stack.W is None:
+        return [("A_consistent", None, stack.A.mT), ("B", None, stack.B)]
     forms = [("A_consistent", stack.W.mT, stack.A.mT), ("B", stack.W, stack.B)]
     if stack.W.shape[-2] == stack.W.shape[-1]:
         forms.insert(0, ("A_code", stack.W, stack.A.mT))

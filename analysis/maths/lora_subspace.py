@@ -2,7 +2,7 @@
 
 Takes the matrices of finished runs of LoRA and CondLoRA, gives phi over all numbers of singular
 vectors (i, j) between A at two ranks (figure 3 of arXiv 2106.09685) and between A, or delta W, of
-two seeds (their figure 4). The reference is Gaussian A and B for LoRA, as in their figure, and for CondLoRA the A and B
+two seeds (their figure 4) or of two tasks. The reference is Gaussian A and B for LoRA, as in their figure, and for CondLoRA the A and B
 that Gaussian maps give from the same W: W alone makes two of them similar.
 """
 
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from analysis.maths import subspace
 from analysis.study.names import adapter_order
-from analysis.study.rank_selection import PAPER_RANK, by_method
+from analysis.study.rank_selection import PAPER_RANK, by_method, shown_rank
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 
-RANKS, SEEDS = "ranks", "seeds"  # what is compared: two ranks, or two seeds
+RANKS, SEEDS, TASKS = "ranks", "seeds", "tasks"  # what two runs differ in
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """phi over all (i, j) between two ranks or two seeds, for one matrix of one method and module.
+    """phi over all (i, j) between two ranks, seeds or tasks, for one matrix of one method and module.
 
-    phi (pairs, L, I, J); random (draws, L, I, J): of `gaussian_factors`, nothing learned; pairs: task,
-    seed of the first and seed of the second.
+    phi (pairs, L, I, J); random (draws, L, I, J): of `gaussian_factors`, nothing learned; pairs: task (or both),
+    seed of the first and seed of the second; layers: the L layers, from 1.
     """
 
     compared: str
@@ -37,6 +37,7 @@ class Comparison:
     phi: np.ndarray
     random: np.ndarray
     pairs: list[tuple[str, int, int]]
+    layers: list[int]
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -57,11 +58,15 @@ class LoraSubspace:
     """All comparisons the runs allow, and what they do not allow yet (`notes`)."""
 
     comparisons: list[Comparison]
-    layers: list[int]
     notes: list[str]
 
+    @property
+    def layers(self) -> list[int]:
+        """All layers that any of the comparisons has."""
+        return sorted({layer for c in self.comparisons for layer in c.layers})
+
     def between(self, compared: str) -> list[Comparison]:
-        """Those between ranks or between seeds, by matrix, module and method."""
+        """Those between ranks, seeds or tasks, by matrix, module and method."""
         return sorted(
             (c for c in self.comparisons if c.compared == compared),
             key=lambda c: (c.matrix, c.module, adapter_order(c.method)),
@@ -88,7 +93,7 @@ def gaussian_factors(
     For LoRA Gaussian A and B; for CondLoRA those that Gaussian maps, the same in all layers, make
     from W in the form of the stack's runs.
     """
-    L, out, width = stack.W.shape
+    L, out, width = len(stack.layers), stack.B.shape[-2], stack.A.shape[-1]
     if stack.adapter != "condlora":
         A = subspace.gaussian((draws, L, r, width), generator)
         return A, subspace.gaussian((draws, L, out, r), generator)
@@ -120,11 +125,13 @@ def compare(stacks: list[Stack], settings: Settings) -> LoraSubspace:
     if not comparisons:
         notes.append("No task and seed has finished runs of one method at two ranks.")
     # The highest rank that has two seeds, as Hu et al. take theirs.
-    found = (_between_seeds(stacks, r, draws(r), generator) for r in ranks[::-1])
+    found = (_between_runs(SEEDS, stacks, r, draws(r), generator) for r in ranks[::-1])
     seeds = next(filter(None, found), [])
     if not seeds:
         notes.append("No task has finished runs of one method and rank with two seeds.")
-    return LoraSubspace([*comparisons, *seeds], stacks[0].layers, notes)
+    r = shown_rank(stacks)
+    tasks = _between_runs(TASKS, stacks, r, draws(r), generator)
+    return LoraSubspace([*comparisons, *seeds, *tasks], notes)
 
 
 def _rank(stack: Stack) -> int:
@@ -157,25 +164,27 @@ def _between_ranks(
     return found
 
 
-def _between_seeds(
-    stacks: list[Stack], r: int, draws: int, generator: torch.Generator
+def _between_runs(
+    compared: str, stacks: list[Stack], r: int, draws: int, generator: torch.Generator
 ) -> list[Comparison]:
-    """A (right singular vectors) and delta W (left) of every two seeds of one method and task.
+    """A (right singular vectors) and delta W (left) of every two seeds of one method and task, or tasks of one seed.
 
-    phi(i, j) of a pair is the mean of both orders, as neither seed comes first.
+    phi(i, j) of a pair is the mean of both orders, as neither run comes first.
     """
+    same = 0 if compared == SEEDS else 1  # of (task, seed), what both runs share
     found = []
     for stack in (stack for stack in stacks if _rank(stack) == r):
         runs = _positions(stack)
-        pairs = [(x, y) for x, y in itertools.combinations(sorted(runs), 2) if x[0] == y[0]]
+        every = itertools.combinations(sorted(runs), 2)
+        pairs = [(x, y) for x, y in every if x[same] == y[same]]
         if not pairs:
             continue
-        names = [(task, first, second) for (task, first), (_, second) in pairs]
+        names = [(" and ".join(dict.fromkeys((x[0], y[0]))), x[1], y[1]) for x, y in pairs]
         X, Y = (_random_bases(stack, r, draws, generator) for _ in range(2))
         for matrix, U in _bases(stack.A, stack.B).items():
             phi = [_symmetric(phi_all(U[runs[x]], U[runs[y]])) for x, y in pairs]
             random = _symmetric(phi_all(X[matrix], Y[matrix]))
-            found.append(_comparison(SEEDS, stack, matrix, phi, random, names))
+            found.append(_comparison(compared, stack, matrix, phi, random, names))
     return found
 
 
@@ -206,4 +215,4 @@ def _comparison(
     pairs: list[tuple[str, int, int]],
 ) -> Comparison:
     names = (compared, stack.adapter, stack.module, matrix)
-    return Comparison(*names, torch.stack(phi).numpy(), random.numpy(), pairs)
+    return Comparison(*names, torch.stack(phi).numpy(), random.numpy(), pairs, stack.layers)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.maths import subspace
-from analysis.maths.linear_map import explained
+from analysis.maths.linear_map import left_out
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a multiple of the mean squared singular value of W0
 LEFT_OUT = "left_out_map"
@@ -100,12 +100,12 @@ def statistics(W: Decomposed, X: Tensor) -> dict[str, Tensor]:
         penalty = c * W.sigma.square().mean(dim=-1, keepdim=True)
         shrunk = (W.sigma / (W.sigma.square() + penalty))[..., None] * inside
         found[f"ridge_{c:g}"] = _phi(W.V, shrunk)[0]
-    found[LEFT_OUT] = explained(W.M, X)[1].mean(dim=-1)
+    found[LEFT_OUT] = left_out(W.M, X).mean(dim=-1)
     return found
 
 
 def _phi(directions: Tensor, coefficients: Tensor) -> Tensor:
     """Means of phi over all pairs, the deep half and the shallow half (3, n), of directions @ coefficients."""
     r = coefficients.shape[-1]
-    U = subspace.in_each_layer(directions, subspace.left_basis(coefficients, r))
+    U = subspace.in_each_layer(directions, subspace.span_basis(coefficients))
     return subspace.means_of_pairs(subspace.phi_map(U, U, r, r)).movedim(-1, 0)

@@ -18,7 +18,7 @@ class Power:
 
     rho (R,); response: (module, form, statistic) -> values (R, D) over planted shares and draws; expected:
     module -> Figure 1's map (L, L) under the null, in closed form; drawn: the same, mean over draws; widths:
-    module -> rows of its conversion matrices; layers: their numbers from 1.
+    module -> rows of its conversion matrices; layers: module -> their numbers from 1.
     """
 
     rho: np.ndarray
@@ -26,10 +26,10 @@ class Power:
     expected: dict[str, np.ndarray]
     drawn: dict[str, np.ndarray]
     widths: dict[str, int]
-    layers: list[int]
+    layers: dict[str, list[int]]
 
 
-def measure(weights: dict[str, Decomposed], cfg: DictConfig, layers: list[int]) -> Power:
+def measure(weights: dict[str, Decomposed], cfg: DictConfig, layers: dict[str, list[int]]) -> Power:
     """Plant every share on every module kind's weights and compute every statistic.
 
     Forms: "W" is A of the form `code` and B of every form; "W'" is A of the form `consistent`, whose conversion
@@ -42,14 +42,13 @@ def measure(weights: dict[str, Decomposed], cfg: DictConfig, layers: list[int]) 
         expected[module] = expected_phi(W.V, W.sigma, cfg.r).numpy()
         X = subspace.gaussian((cfg.draws, len(W.M), W.M.shape[-2], cfg.r), generator)
         through = subspace.in_each_layer(W.U.mT, X) / W.sigma[..., None]
-        basis = subspace.in_each_layer(W.V, subspace.left_basis(through, cfg.r))
+        basis = subspace.in_each_layer(W.V, subspace.span_basis(through))
         drawn[module] = subspace.phi_map(basis, basis, cfg.r, cfg.r).mean(dim=0).numpy()
         for form, M in (("W", W), ("W'", W.transposed())):
-            rows = [
-                statistics(M, planted(M.M, rho, cfg.r, cfg.draws, generator)) for rho in cfg.rho
-            ]
-            for name in rows[0]:
-                response[module, form, name] = np.stack([row[name].numpy() for row in rows])
+            # All shares at once: they have the Gram matrices and factorisations of W0 in common.
+            worlds = [planted(M.M, rho, cfg.r, cfg.draws, generator) for rho in cfg.rho]
+            for name, values in statistics(M, torch.cat(worlds)).items():
+                response[module, form, name] = values.unflatten(0, (-1, cfg.draws)).numpy()
     widths = {module: W.V.shape[-2] for module, W in weights.items()}
     rho = np.array(list(cfg.rho), dtype=float)
     return Power(rho, response, expected, drawn, widths, layers)

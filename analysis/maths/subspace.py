@@ -29,6 +29,21 @@ def left_basis(X: Tensor, k: int) -> Tensor:
     return _undefined_below_rank(Q @ U[..., :k], S, k, max(X.shape[-2:]))
 
 
+def span_basis(X: Tensor) -> Tensor:
+    """An orthonormal basis of the column span of X (..., d, m), float64; NaN where the columns are dependent.
+
+    For phi with i = j = m, which depends on the span alone. By Cholesky's QR, repeated once so that the columns are
+    orthonormal to working precision: many times faster than `left_basis` on stacks of tall matrices.
+    """
+    X = X.double()
+    X = X / torch.linalg.vector_norm(X, dim=-2, keepdim=True)
+    for _ in range(2):
+        R, info = torch.linalg.cholesky_ex(X.mT @ X)
+        X = torch.linalg.solve_triangular(R, X.mT, upper=False).mT
+        X = torch.where((info == 0)[..., None, None], X, torch.nan)
+    return X
+
+
 def right_basis(X: Tensor, k: int) -> Tensor:
     """The k leading right singular vectors of X (..., d, m), float64 (..., m, k); see above."""
     return left_basis(X.mT, k)

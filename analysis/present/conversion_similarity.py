@@ -9,9 +9,16 @@ import torch
 from matplotlib.figure import Figure
 
 from analysis.maths import subspace
-from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED, ConversionSimilarity
+from analysis.maths.conversion_similarity import (
+    CONTROL,
+    GAUSSIAN,
+    TRAINED,
+    TRANSPOSED,
+    ConversionSimilarity,
+)
 from analysis.present import typeset
 from analysis.present.figures import Panel, heatmap_grid, round_up, save
+from analysis.present.paper_figure import paper_panel, pictures_as_published
 from analysis.present.typeset import Picture, Section
 from analysis.stats import formatting
 from analysis.stats.significance import summarise
@@ -23,6 +30,17 @@ SOURCE_LABEL = {
     GAUSSIAN: "Gaussian matrices",
     CONTROL: "Gaussian A, B, W₀⁻¹",
 }
+
+
+TYPES = (
+    "Types: W₀ maps inputs to outputs, A reads inputs, B writes outputs. If the outputs of a layer are expressed in another "
+    "basis (W₀ becomes MW₀, B becomes MB), W₀⁻¹B is unchanged, with another M in every layer; if the inputs are (W₀ becomes "
+    "W₀N, A becomes AN), W₀⁻ᵀA′ is unchanged, and W₀⁻ᵀ is the inverse of A = θW₀. The paper's W₀⁻¹A′ applies a map from "
+    "outputs to inputs to A′, whose columns belong to the inputs: it exists because W₀ is square, and even a rotation of the "
+    "inputs alone or of the outputs alone changes its φ. It means something only if inputs and outputs share one basis, "
+    "which queries, keys and values do not share with the residual stream. So one half of Figure 1, W₀→A, mixes two spaces; "
+    "the row W₀⁻ᵀA′ is the consistent reading."
+)
 
 
 def table(result: ConversionSimilarity) -> typeset.Table:
@@ -84,18 +102,6 @@ class Column:
     title: str
 
 
-def paper_panel(result: ConversionSimilarity) -> tuple[str, str] | None:
-    """(task, modules) of the paper's figure, or the nearest that was run: its modules, then the first there are."""
-    paper = published("figure1")
-    runs = result.values[result.values.source == TRAINED]
-    available = dict.fromkeys(zip(runs.task, runs.module, strict=True))
-
-    def distance(panel: tuple[str, str]) -> tuple[bool, bool]:
-        return panel[1] != paper["module"], panel[0] != paper["task"]
-
-    return min(available, key=distance, default=None)
-
-
 def draw(result: ConversionSimilarity, folder: Path) -> dict[str, Path]:
     """Draws the paper's figure and one overview of all tasks per module kind; name -> png."""
     panel = paper_panel(result)
@@ -118,20 +124,30 @@ def draw(result: ConversionSimilarity, folder: Path) -> dict[str, Path]:
     }
 
 
+# The paper's two matrices, and A on the side of W0 that it lives on.
+ROW_TITLE = {"A": "W₀→A", TRANSPOSED: "W₀⁻ᵀA′", "B": "W₀→B"}
+
+
+def _shown(result: ConversionSimilarity, module: str) -> list[str]:
+    """The matrices that have a row of panels; W0^-T A' of square W0 alone."""
+    return [m for m in ROW_TITLE if any(key[:2] == (module, m) for key in result.maps)]
+
+
 def _panels(result: ConversionSimilarity, module: str, columns: list[Column]) -> Figure:
     runs = _runs_drawn(result, module, columns)
-    off_diagonal = ~np.eye(len(result.layers), dtype=bool)
+    layers = result.layers_of[module]
+    off_diagonal = ~np.eye(len(layers), dtype=bool)
     rows, largest = [], 0.0
-    for matrix in ("A", "B"):
+    for matrix in _shown(result, module):
         rows.append([])
         for column in columns:
             found = result.maps[module, matrix, column.source, column.task]
             shown = found[:runs].mean(axis=0)
             means = subspace.means_of_pairs(torch.from_numpy(found))[:, 0]
             below = f"mean {formatting.mean_sd(summarise(means.numpy()), 4)}"
-            rows[-1].append(Panel(shown, f"W₀→{matrix}, {column.title}", below))
+            rows[-1].append(Panel(shown, f"{ROW_TITLE[matrix]}, {column.title}", below))
             largest = np.fmax(largest, np.nanmax(shown[off_diagonal]))
-    return heatmap_grid(rows, limit=round_up(largest), layers=result.layers)
+    return heatmap_grid(rows, limit=round_up(largest), layers=layers)
 
 
 def _runs_drawn(result: ConversionSimilarity, module: str, columns: list[Column]) -> int:
@@ -146,10 +162,10 @@ def _runs_drawn(result: ConversionSimilarity, module: str, columns: list[Column]
 
 def _drawn(result: ConversionSimilarity, module: str, columns: list[Column]) -> pd.DataFrame:
     """What the panels show (`phi`), and mean, sd and n over all runs or draws."""
-    x, y = np.meshgrid(result.layers, result.layers, indexing="ij")
+    x, y = np.meshgrid(*2 * [result.layers_of[module]], indexing="ij")
     runs = _runs_drawn(result, module, columns)
     tables = []
-    for matrix in ("A", "B"):
+    for matrix in _shown(result, module):
         for column in columns:
             maps = result.maps[module, matrix, column.source, column.task]
             sd = maps.std(axis=0, ddof=1) if len(maps) > 1 else np.full(x.shape, np.nan)
@@ -176,6 +192,7 @@ def section(result: ConversionSimilarity, folder: Path) -> Section:
         "whatever it meets along the smallest singular directions of W₀; where those are similar "
         "between layers, the products are similar although nothing was learned. The third kind of panel "
         "shows this control: Gaussian A and B of the same shapes through the same W₀⁻¹.",
+        *([TYPES] if any(key[1] == TRANSPOSED for key in result.maps) else []),
     ]
     if panel and panel != (wanted["task"], wanted["module"]):
         text.append(
@@ -183,7 +200,8 @@ def section(result: ConversionSimilarity, folder: Path) -> Section:
             f"{TASKS.get(panel[0], panel[0])}, {panel[1]} modules."
         )
     pictures = {name: _heat_maps(result, name, path) for name, path in paths.items()}
-    shown = [pictures.pop("figure1")] if pictures else []
+    shown = [*pictures_as_published(result, folder)]
+    shown += [pictures.pop("figure1")] if pictures else []
     if result.modules:
         shown.append(table(result))
     details = [*pictures.values()]
@@ -202,9 +220,9 @@ def _heat_maps(result: ConversionSimilarity, name: str, path: Path) -> Picture:
     module = panel[1] if name == "figure1" else name.removeprefix("figure1_")
     what = f"{TASKS.get(panel[0], panel[0])}" if name == "figure1" else "all tasks"
     means = [
-        f"{SOURCE_LABEL[source]}, {matrix}: "
+        f"{SOURCE_LABEL[source]}, {MATRIX_LABEL[matrix]}: "
         f"{formatting.number(result.select('off_diagonal', module, matrix, source).mean(), 3)}"
-        for matrix in ("A", "B")
+        for matrix in _shown(result, module)
         for source in SOURCE_LABEL
     ]
     return Picture(

@@ -23,6 +23,8 @@ FORMS = {"A_code": "A = θW₀′", "A_consistent": "A = θW₀", "B": "B = W₀
 def statement(result: LinearMap, thresholds: Thresholds) -> list[str]:
     """The verdicts of the rules and the numbers behind them, in sentences."""
     above = linear_map_above_gaussian(result.values, thresholds)
+    if not above and len(result.values):
+        return ["Without W₀ only one common A and one common B for all layers were fitted."]
     if not above:
         return ["No trained adapter has two layers or more, so no linear map of W₀ was fitted."]
     most = linear_map_explains_most(result.values, thresholds)
@@ -58,6 +60,8 @@ def table(result: LinearMap) -> typeset.Table:
     for (module, form), chance in result.chance.items():
         for source, label in SOURCES.items():
             of = v[(v.module == module) & (v.form == form) & (v.source == source)]
+            if not len(of):
+                continue  # without W0
             found = [
                 summarise(of[column].to_numpy()) for column in ("fitted", "left_out", "energy")
             ]

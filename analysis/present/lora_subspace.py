@@ -4,18 +4,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.maths.lora_subspace import RANKS, SEEDS, Comparison, LoraSubspace
+from analysis.maths.lora_subspace import RANKS, SEEDS, TASKS, Comparison, LoraSubspace
 from analysis.present import lora_subspace_figures
 from analysis.present.typeset import Picture, Section, Table
 from analysis.stats import formatting
 from analysis.stats.significance import summarise
 from analysis.study.names import MATRIX_LABEL, label
 
+COMPARED = (RANKS, SEEDS, TASKS)
+
 
 def table(result: LoraSubspace) -> Table:
     """phi at three places of each map, over runs and layers, and for random subspaces."""
     rows, data = [], []
-    for c in [*result.between(RANKS), *result.between(SEEDS)]:
+    for c in [x for what in COMPARED for x in result.between(what)]:
         low, high = c.counts
         few = min(4, low)
         name = [_what(c), c.module, MATRIX_LABEL[c.matrix], label(c.method)]
@@ -27,13 +29,13 @@ def table(result: LoraSubspace) -> Table:
             data += [
                 [c.compared, c.module, c.matrix, c.method, i, j, *pair, layer, value, random]
                 for pair, by_layer in zip(c.pairs, c.at(i, j).tolist(), strict=True)
-                for layer, value in zip(result.layers, by_layer, strict=True)
+                for layer, value in zip(c.layers, by_layer, strict=True)
             ]
         rows.append([*name, *cells])
     columns = ["compared", "module", "matrix", "method", "i", "j", "task", "seed_x", "seed_y"]
     return Table(
         name="lora_subspace",
-        title="Shared directions: φ between two ranks and between two seeds",
+        title="Shared directions: φ between two ranks, two seeds and two tasks",
         header=[
             "compared",
             "modules",
@@ -62,22 +64,25 @@ def table(result: LoraSubspace) -> Table:
 
 def _what(c: Comparison) -> str:
     low, high = c.counts
-    return f"r = {low} and r = {high}" if c.compared == RANKS else f"two seeds, r = {low}"
+    return f"r = {low} and r = {high}" if c.compared == RANKS else f"two {c.compared}, r = {low}"
 
 
 def table_by_layer(result: LoraSubspace) -> Table:
     """phi of the leading directions and of all of them, a column for each layer."""
     rows, data = [], []
-    for c in [*result.between(RANKS), *result.between(SEEDS)]:
+    for c in [x for what in COMPARED for x in result.between(what)]:
         for i, j in ((1, 1), c.counts):
-            found = [summarise(c.at(i, j)[:, n]) for n in range(len(result.layers))]
+            found = {layer: summarise(c.at(i, j)[:, n]) for n, layer in enumerate(c.layers)}
             random = formatting.number(c.random_at(i, j), 3)
             name = [_what(c), c.module, MATRIX_LABEL[c.matrix], label(c.method), f"φ({i}, {j})"]
-            cells = [formatting.mean_sd(x, 3, with_n=False) for x in found]
+            cells = [
+                formatting.mean_sd(found[layer], 3, with_n=False) if layer in found else ""
+                for layer in result.layers
+            ]
             rows.append([*name, str(len(c.pairs)), *cells, random])
             data += [
                 [c.compared, c.module, c.matrix, c.method, i, j, layer, x.mean, x.sd, x.n]
-                for layer, x in zip(result.layers, found, strict=True)
+                for layer, x in found.items()
             ]
     columns = ["compared", "module", "matrix", "method", "i", "j", "layer", "mean", "sd", "n"]
     header = ["compared", "modules", "matrix", "method", "φ(i, j)", "n"]
@@ -93,8 +98,8 @@ def table_by_layer(result: LoraSubspace) -> Table:
 
 
 def draw(result: LoraSubspace, folder: Path) -> dict[str, Path]:
-    """Heat maps over all (i, j), between ranks and between seeds; name -> png."""
-    names = {f"lora_subspace_{compared}": result.between(compared) for compared in (RANKS, SEEDS)}
+    """Heat maps over all (i, j), between ranks, seeds and tasks; name -> png."""
+    names = {f"lora_subspace_{compared}": result.between(compared) for compared in COMPARED}
     return {
         name: lora_subspace_figures.draw(found, folder / name)
         for name, found in names.items()
@@ -104,7 +109,9 @@ def draw(result: LoraSubspace, folder: Path) -> dict[str, Path]:
 
 def section(result: LoraSubspace, folder: Path) -> Section:
     """Figures 3 and 4 of the LoRA paper for our runs; figures go to `folder`."""
-    title = "The LoRA paper's question: do two ranks, or two seeds, learn the same directions?"
+    title = (
+        "The LoRA paper's question: do two ranks, two seeds or two tasks learn the same directions?"
+    )
     if not result.comparisons:
         return Section(title, result.notes, [], [])
     pictures = [
@@ -123,6 +130,9 @@ _CAPTIONS = {
     "lora_subspace_ranks": "φ between the leading i right singular vectors of A at the lower rank "
     "and the leading j at the higher, mean over layers, tasks and seeds (Hu et al., figure 3). "
     + _RANDOM,
+    "lora_subspace_tasks": "φ between the leading i singular vectors of a run on one task and the leading j of one on "
+    "another, of the same seed number, mean over layers and pairs. The runs of two tasks have different starts. "
+    + _RANDOM,
     "lora_subspace_seeds": "φ between the leading i singular vectors of one seed and the leading j of "
     "another, mean over layers, tasks and pairs of seeds (Hu et al., figure 4, which has A alone). "
     + _RANDOM,
@@ -139,9 +149,9 @@ def _alt(result: LoraSubspace, name: str) -> str:
 
 
 def _statements(result: LoraSubspace) -> list[str]:
-    """What the leading direction does, in words: one sentence for ranks and one for seeds."""
+    """What the leading direction does, in words: one sentence each for ranks, seeds and tasks."""
     lines = []
-    for compared in (RANKS, SEEDS):
+    for compared in COMPARED:
         found = result.between(compared)
         if not found:
             continue

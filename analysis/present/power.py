@@ -119,12 +119,12 @@ def draw(result: Power, cfg: DictConfig, folder: Path) -> Path:
         len(modules), 2, figsize=(7.2, 2.9 * len(modules)), layout="constrained", squeeze=False,
         width_ratios=[1.5, 1],
     )  # fmt: skip
-    off = ~np.eye(len(result.layers), dtype=bool)
-    limit = round_up(max(np.nanmax(m[off]) for m in result.expected.values()))
+    largest = (m[~np.eye(len(m), dtype=bool)].max() for m in result.expected.values())
+    limit = round_up(max(largest))
     for (left, right), module in zip(axes, modules, strict=True):
         _responses(left, result, module)
         image = heatmap(
-            result.expected[module], right, limit=limit, layers=result.layers,
+            result.expected[module], right, limit=limit, layers=result.layers[module],
             title=f"{module}: what W₀ alone predicts",
         )  # fmt: skip
         right.set_xlabel("layer")

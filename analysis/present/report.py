@@ -14,8 +14,11 @@ from markupsafe import Markup
 
 from analysis.maths.amplification import amplify
 from analysis.maths.conversion_controls import controls
+from analysis.maths.explained_share import explained_shares
 from analysis.maths.lora_subspace import compare as compare_subspaces
+from analysis.maths.magnitude_direction import magnitude_and_direction
 from analysis.maths.positions import locate
+from analysis.maths.span_similarity import spans
 from analysis.present import (
     adapter_similarity,
     amplification,
@@ -24,10 +27,13 @@ from analysis.present import (
     conversion_similarity,
     efficiency,
     equivalence,
+    explained_share,
     frontier,
     glue_scores,
+    hyperparameters,
     linear_map,
     lora_subspace,
+    magnitude_direction,
     parity,
     positions,
     provenance,
@@ -35,6 +41,7 @@ from analysis.present import (
     report_charts,
     report_overview,
     report_reference,
+    span_similarity,
     typeset,
 )
 from analysis.present.limits import in_short, limits
@@ -52,6 +59,7 @@ from analysis.stats.rules import (
     Thresholds,
     load_rules,
 )
+from analysis.stats.span_tests import span_tests
 from analysis.study.paper import published
 from analysis.study.parity import Grids
 from analysis.study.reference import load_reference
@@ -94,10 +102,13 @@ def build(
         conversion_similarity.section(findings.conversion, figures),
         conversion_controls.section(controls(stacks, settings), thresholds, figures),
         linear_map.section(findings.linear_map, thresholds),
+        explained_share.section(explained_shares(stacks, settings), thresholds.confidence, figures),
+        _of_spans(study, stacks),
         adapter_similarity.section(findings.adapters),
         efficiency.section(findings.costs),
         frontier.section(study.done, thresholds.confidence, figures),
         *(_of_matrices(study, stacks) if stacks else []),
+        hyperparameters.section(study.done),
         provenance.section(study),
     ]
     sections = [s for s in sections if s.text or s.shown]
@@ -158,12 +169,19 @@ def _frontier(study: Study, thresholds: Thresholds) -> pd.DataFrame | None:
         return None
 
 
+def _of_spans(study: Study, stacks: list[Stack]) -> Section:
+    found = spans(stacks, study.settings)
+    tests = span_tests(found, study.settings.baseline_seed)
+    return span_similarity.section(found, tests, study.folder / "figures")
+
+
 def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
     """What there is to say only where a method's update is one B A a layer."""
     figures, settings = study.folder / "figures", study.settings
     return [
         lora_subspace.section(compare_subspaces(stacks, settings), figures),
         amplification.section(amplify(stacks, settings), figures),
+        magnitude_direction.section(magnitude_and_direction(stacks)),
         rank.section(by_rank(study.done, stacks, settings), figures),
         positions.section(locate(stacks, settings), figures),
     ]

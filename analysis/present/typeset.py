@@ -14,8 +14,8 @@ CSV_FORMAT = "%.9g"
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": "$<$", ">": "$>$", "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "Δ": r"$\Delta$", "φ": r"$\phi$",
-    "⁻¹": r"$^{-1}$", "₀": r"$_0$", "→": r"$\to$", "′": r"$'$", "θ": r"$\theta$", "‖": r"$\Vert$",
+    "<": "$<$", ">": "$>$", "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "Δ": r"$\Delta$", "φ": r"$\phi$", "ρ": r"$\rho$",
+    "⁻¹": r"$^{-1}$", "⁻ᵀ": r"$^{-T}$", "₀": r"$_0$", "→": r"$\to$", "′": r"$'$", "θ": r"$\theta$", "‖": r"$\Vert$",
 }  # fmt: skip
 
 
@@ -98,5 +98,6 @@ def tex(table: Table) -> str:
 
 
 def _tex_text(text: str) -> str:
-    text = text.replace("⁻¹", "\0")
-    return "".join(_TEX.get(c, c) for c in text).replace("\0", _TEX["⁻¹"])
+    text = text.replace("⁻¹", "\0").replace("⁻ᵀ", "\1")
+    set_one_by_one = "".join(_TEX.get(c, c) for c in text)
+    return set_one_by_one.replace("\0", _TEX["⁻¹"]).replace("\1", _TEX["⁻ᵀ"])

@@ -51,8 +51,9 @@ def conversion_parts_of_pairs(result: ConversionSimilarity, thresholds: Threshol
                 [phi for key, phi in result.maps.items() if key[:3] == (module, matrix, TRAINED)]
             )
             draws = result.maps[module, matrix, GAUSSIAN, ""]
-            for first, second in zip(*np.triu_indices(len(result.layers), k=1), strict=True):
-                name = f"{module} {matrix} layers {result.layers[first]}–{result.layers[second]}"
+            layers = result.layers_of[module]
+            for first, second in zip(*np.triu_indices(len(layers), k=1), strict=True):
+                name = f"{module} {matrix} layers {layers[first]}–{layers[second]}"
                 samples[name] = (trained[:, first, second], draws[:, first, second])
     return above_null(samples, thresholds)
 

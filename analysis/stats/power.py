@@ -55,12 +55,20 @@ def planted_share(
     Student's interval of the mean over runs, read off the mean response (R, D), which must rise with rho; values
     below the null's mean give 0. The interval is undefined with fewer than two runs.
     """
-    curve = np.maximum.accumulate(response.mean(axis=1))
-    # Where the curve is flat, rho cannot be read off: np.interp needs it strictly rising.
-    rising = np.concatenate([[True], np.diff(curve) > 0])
-    ends = [values.mean()]
+    mean, half = values.mean(), math.nan
     if len(values) > 1:
         half = stats.t.isf((1 - confidence) / 2, len(values) - 1) * stats.sem(values)
-        ends += [ends[0] - half, ends[0] + half]
-    found = np.interp(ends, curve[rising], rho[rising])
-    return Share(*found, *([math.nan] * (3 - len(found))))
+    ends = np.array([mean, mean - half, mean + half])
+    return Share(*read_off(ends, rho, response.mean(axis=1)))
+
+
+def read_off(values: np.ndarray, rho: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    """The planted shares (n,) at which the mean response `curve` (R,) to rho (R,) has these values (n,).
+
+    Linear between the planted shares, 0 and the largest one beyond the curve's ends, NaN for NaN.
+    """
+    curve = np.maximum.accumulate(curve)
+    # Where the curve is flat, rho cannot be read off: np.interp needs it strictly rising.
+    rising = np.concatenate([[True], np.diff(curve) > 0])
+    found = np.interp(values, curve[rising], rho[rising])
+    return np.where(np.isnan(values), math.nan, found)

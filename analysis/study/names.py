@@ -30,7 +30,7 @@ FAMILIES = {
 }
 REFERENCE = "lora"  # what every other adapter is compared with
 METHOD_NAMES = {"lora": "LoRA", "condlora": "CondLoRA"}  # others: `title` in configs/adapter
-MATRIX_LABEL = {"A": "A", "B": "B", "BA": "B A", "delta_W": "ΔW"}
+MATRIX_LABEL = {"A": "A", "A_transposed": "A (W₀⁻ᵀ)", "B": "B", "BA": "B A", "delta_W": "ΔW"}
 
 
 def task_order(task: str) -> tuple[int, str]:

@@ -5,8 +5,10 @@ of its rank ("lora_r16" is LoRA).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from analysis.study.stacks import Stack, load_stacks
 from condlora.errors import NoFinishedRuns
@@ -46,12 +48,14 @@ def shown_rank(stacks: Iterable[Stack]) -> int:
     return PAPER_RANK if PAPER_RANK in ranks else max(ranks)
 
 
-def load_ranks(cells: Iterable[Cell]) -> list[Stack]:
+def load_ranks(
+    cells: Iterable[Cell], load: Callable[[Path], dict[str, Any]] | None = None
+) -> list[Stack]:
     """`load_stacks` of runs that may differ in rank under one adapter's name."""
     by_rank: dict[int, list[Cell]] = {}
     for cell in filter(has_rank, cells):
         by_rank.setdefault(rank_of(cell), []).append(cell)
-    return [stack for r in sorted(by_rank) for stack in load_stacks(by_rank[r])]
+    return [stack for r in sorted(by_rank) for stack in load_stacks(by_rank[r], load)]
 
 
 def by_method(stacks: Iterable[Stack]) -> list[Stack]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -46,13 +46,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Study:
-    """One profile's grid and where its results go. left_out: what the profile says that it lacks."""
+    """One profile's grid, or adapters from elsewhere, and where its results go.
+
+    left_out: what the profile says that it lacks. load: what reads W, A and B in a cell's folder, where these are not runs,
+    see `analysis.study.stacks.load_stacks`.
+    """
 
     profile: str
     cells: list[Cell]
     folder: Path
     settings: Settings
     left_out: tuple[str, ...] = ()
+    load: Callable[[Path], dict[str, Any]] | None = None
 
     @property
     def done(self) -> list[Cell]:
@@ -64,9 +69,13 @@ def open_study(cfg: DictConfig) -> Study:
 
     Raises:
         NoFinishedRuns: there is nothing to analyse.
-        UserError: its runs cannot be joined, see `analysis.study.comparability`.
+        UserError: its runs cannot be joined, see `analysis.study.comparability`; or the command was given adapters.
     """
-
+    if cfg.get("adapters") is not None:
+        raise UserError(
+            "This analysis reads finished runs with their scores: leave out adapters=, which the analyses of matrices "
+            "take (conversion_similarity, conversion_controls, conversion_power, linear_map, lora_subspace, amplification)."
+        )
     runs = Path(cfg.runs)
     profile = cfg.profile or newest_profile(runs)
     cells = survey(profile, runs)
@@ -78,6 +87,27 @@ def open_study(cfg: DictConfig) -> Study:
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
     left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
     return Study(profile, cells, Path(cfg.results) / profile, settings, tuple(left_out))
+
+
+def open_matrices(cfg: DictConfig, *, needs_base: bool = False) -> Study:
+    """What an analysis of matrices reads: the adapters of `adapters=`, else the runs as `open_study` finds them.
+
+    needs_base: the analysis has nothing to say without W0. Errors as of `open_study` and of
+    `analysis.study.adapters.open_adapters`.
+    """
+    if cfg.adapters is None:
+        if cfg.base is not None:
+            raise UserError(
+                "base= is the base model of adapters=: name the adapters, or leave it out."
+            )
+        return open_study(cfg)
+    if needs_base and cfg.base is None:
+        raise UserError(
+            "This analysis needs W0: add base=, the folder or hub id of the base model."
+        )
+    from analysis.study.adapters import open_adapters
+
+    return open_adapters(cfg)
 
 
 def finished(cells: Iterable[Cell]) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""The matrices A, B and W of finished runs, stacked over runs and layers."""
+"""The matrices A, B and W of finished runs, or of adapters from elsewhere, stacked over runs and layers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from condlora.grid.cells import Cell
 class Stack:
     """One module kind's matrices in all runs of one adapter that share weights and rank.
 
-    W (L, out, in); A (runs, L, r, in); B (runs, L, out, r); `cells` are the runs in that order and
-    `layers` the L layers, counted from 1 as in the paper.
+    W (L, out, in), None for adapters without their base model; A (runs, L, r, in); B (runs, L, out, r); `cells` are the
+    runs in that order and `layers` the L layers, counted from 1 as in the paper.
     """
 
     adapter: str
     module: str
     layers: list[int]
-    W: Tensor
+    W: Tensor | None
     A: Tensor
     B: Tensor
     cells: list[Cell]
@@ -47,10 +47,10 @@ def load_stacks(
     for cell in cells:
         for module, factors in load(cell.folder).items():
             first = firsts.setdefault((cell.adapter, module), factors)
-            if first.A.shape != factors.A.shape or not torch.equal(first.W, factors.W):
+            if not _fit_together(first, factors):
                 raise UserError(
-                    f"{cell.folder} has other frozen weights or another rank than the runs of "
-                    f"'{cell.adapter}' before it: analyse them as profiles of their own."
+                    f"{cell.folder} has other frozen weights, other layers or another rank than what was read of "
+                    f"'{cell.adapter}' before it: analyse it by itself."
                 )
             groups.setdefault((cell.adapter, module), []).append((cell, factors.A, factors.B))
     return [
@@ -65,3 +65,10 @@ def load_stacks(
         )
         for (adapter, module), group in groups.items()
     ]
+
+
+def _fit_together(first: Any, other: Any) -> bool:
+    """Whether two runs' factors of one module kind have the same frozen weights, layers and rank."""
+    if first.A.shape != other.A.shape or first.layers != other.layers:
+        return False
+    return first.W is other.W or torch.equal(first.W, other.W)

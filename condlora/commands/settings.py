@@ -46,6 +46,7 @@ class AnalysisSettings(Settings):
     """configs/analysis/settings.yaml"""
 
     profile: matching(r"^\w[\w.-]*$", "the name of a profile", null=True)
+    adapters: items(str, "a list of folders or hub ids, as in 'adapters=[a,b]'", least=1, null=True)
     baseline_seed: whole(0)
     baseline_draws: whole(1)
     i: whole(1, null=True)

@@ -135,7 +135,7 @@ def test_csv_of_the_figure_holds_what_is_drawn(drawn):
     result, folder = drawn
     lines = (folder / "figure1.csv").read_text().splitlines()
     assert lines[0] == "module,matrix,source,task,layer_x,layer_y,phi,phi_mean,phi_sd,n"
-    assert len(lines) == 1 + 2 * 3 * 36
+    assert len(lines) == 1 + 3 * 3 * 36  # W0->A, W0^-T A' and W0->B of three sources
     control = [line.split(",") for line in lines if CONTROL in line]
     phi = result.maps["value", "A", CONTROL, ""][:2].mean(axis=0)  # two seeds, so two draws
     assert float(control[1][6]) == pytest.approx(phi[0, 1], rel=1e-6)

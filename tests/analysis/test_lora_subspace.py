@@ -172,10 +172,10 @@ def test_random_condlora_is_of_the_form_of_its_runs_and_shares_its_maps_over_lay
 
 def test_figures_hold_the_means_and_are_byte_equal_on_repeat(result, tmp_path):
     paths = present_lora_subspace.draw(result, tmp_path / "first")
-    assert set(paths) == {"lora_subspace_ranks", "lora_subspace_seeds"}
+    assert set(paths) == {f"lora_subspace_{what}" for what in ("ranks", "seeds", "tasks")}
     present_lora_subspace.draw(result, tmp_path / "second")
     files = sorted((tmp_path / "first").iterdir())
-    assert len(files) == 6
+    assert len(files) == 9
     for path in files:
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
     lines = (tmp_path / "first" / "lora_subspace_ranks.csv").read_text().splitlines()

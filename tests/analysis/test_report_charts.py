@@ -28,7 +28,9 @@ def conversion():
                 for task in tasks:
                     maps[module, matrix, source, task] = 0.1 * rng.random((2, 3, 3))
     columns = ["module", "matrix", "source", "task"]
-    return ConversionSimilarity(maps, pd.DataFrame(maps.keys(), columns=columns), [1, 2, 3], [])
+    return ConversionSimilarity(
+        maps, pd.DataFrame(maps.keys(), columns=columns), {"value": [1, 2, 3]}, []
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_curves_hold_every_run_and_its_evaluations(charts):
 
 
 def test_a_chart_without_values_is_left_out(cell):
-    empty = ConversionSimilarity({}, pd.DataFrame(columns=["task", "module", "source"]), [], [])
+    empty = ConversionSimilarity({}, pd.DataFrame(columns=["task", "module", "source"]), {}, [])
     assert report_charts.charts(empty, None, [cell("rte", "lora", 0)]) == []
 
 

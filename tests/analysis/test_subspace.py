@@ -244,3 +244,28 @@ def test_impossible_counts_are_refused():
         subspace.left_basis(gaussian(20, 4), 5)
     with pytest.raises(ValueError, match="i = 3 and j = 0"):
         subspace.phi(gaussian(20, 4), gaussian(20, 4), 3, 0)
+
+
+def test_which_conversion_matrix_keeps_its_similarity_in_another_basis():
+    """W^-1 B under any outputs, W^-T A' under any inputs; the paper's W^-1 A' not even under rotations of one side."""
+    D, R, generator = 12, 2, torch.Generator().manual_seed(3)
+    shapes = ((L, D, D), (L, R, D), (L, D, R), (L, D, D), (D, D))
+    W, A, B, M, free = (subspace.gaussian(shape, generator) for shape in shapes)
+    rotation = torch.linalg.qr(free).Q
+
+    def maps(W, A, B):
+        X = subspace.conversion_matrices(W, A, B)
+        transposed = subspace.conversion_matrices(W.mT, A, A.mT)[1]
+        bases = [subspace.left_basis(x, R) for x in (X[0], transposed, X[1])]
+        return [subspace.phi_map(U, U, R, R) for U in bases]
+
+    of_A, of_A_transposed, of_B = maps(W, A, B)
+    outputs = maps(M @ W, A, M @ B)
+    torch.testing.assert_close(outputs[2], of_B)
+    inputs = maps(W @ M, A @ M, B)
+    torch.testing.assert_close(inputs[1], of_A_transposed)
+    off = ~torch.eye(L, dtype=torch.bool)
+    for changed in (maps(rotation @ W, A, rotation @ B), maps(W @ rotation, A @ rotation, B)):
+        torch.testing.assert_close(changed[1], of_A_transposed)
+        torch.testing.assert_close(changed[2], of_B)
+        assert (changed[0] - of_A)[off].abs().max() > 0.01
