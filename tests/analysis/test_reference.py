@@ -66,6 +66,7 @@ def test_the_committed_references_are_read():
         assert len(found.scores) and len(found.verdicts) > 15
 
 
+@pytest.mark.slow  # two whole reports
 def test_a_report_says_whether_it_agrees_with_the_reference(study, tmp_path):
     first = replace(study, folder=tmp_path / "first")
     present_report.build(first)

@@ -81,10 +81,10 @@ def test_a_defect_in_one_run_is_recorded_and_the_others_go_on(tiny_cells, monkey
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
-        (PermissionError(errno.EACCES, "denied", "/runs"), "No permission to read or write /runs"),
+        (PermissionError(errno.EACCES, "denied", "/runs"), "No permission to write /runs"),
         (
             OSError(errno.EROFS, "Read-only file system", "/runs"),
-            "No permission to read or write /runs",
+            "No permission to write /runs, which is on a read-only disk",
         ),
         (OSError(errno.EIO, "Input/output error"), "The disk failed (Input/output error)"),
     ],
