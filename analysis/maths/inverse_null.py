@@ -58,5 +58,7 @@ def expected_phi(directions: Tensor, sigma: Tensor, r: int) -> Tensor:
     weighted = directions.double() * share.sqrt()[:, None, :]
     # sum_ij d_i d_j (v_i . v_j)^2 is the squared norm of the product of the weighted bases.
     L = len(weighted)
-    found = torch.stack([(weighted[n].mT @ weighted).square().sum(dim=(-2, -1)) for n in range(L)])
-    return (found / r).fill_diagonal_(1.0)
+    found = torch.zeros(L, L, dtype=torch.float64)
+    for n in range(L):
+        found[n, n:] = (weighted[n].mT @ weighted[n:]).square().sum(dim=(-2, -1))
+    return ((found + found.triu(1).mT) / r).fill_diagonal_(1.0)

@@ -80,10 +80,12 @@ class _Problem:
 
     @classmethod
     def of(cls, M: Tensor, X: Tensor) -> "_Problem":
+        is_one_matrix = M.stride(0) == 0  # the same in all layers, expanded
         M = M.double() / torch.linalg.matrix_norm(M.double())[:, None, None]
+        grams = (M[:1].mT @ M[:1]).expand(len(M), -1, -1) if is_one_matrix else M.mT @ M
         Q = subspace.span_basis(X)
         # An undefined Q_l is left out of the fits, and phi with it stays undefined.
-        return cls(M, M.mT @ M, X, Q, subspace.in_each_layer(M.mT, Q).nan_to_num())
+        return cls(M, grams, X, Q, subspace.in_each_layer(M.mT, Q).nan_to_num())
 
 
 def _left_out(problem: _Problem) -> tuple[Tensor, Tensor]:

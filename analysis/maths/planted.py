@@ -78,11 +78,19 @@ def decompose(M: Tensor, layers: list[int] | None = None) -> Decomposed:
 def statistics(W: Decomposed, X: Tensor) -> dict[str, Tensor]:
     """Every statistic that the analysis reports, for each of n sets of matrices X (n, L, d, r); name -> (n,).
 
+    Those of `similarities`, and left_out_map: the share of a left-out layer's span that one linear map of W0, fitted on
+    the other layers, explains.
+    """
+    return similarities(W, X) | {LEFT_OUT: left_out(W.M, X).mean(dim=-1)}
+
+
+def similarities(W: Decomposed, X: Tensor) -> dict[str, Tensor]:
+    """The statistics that are means of phi between layers, as `statistics`.
+
     phi_all, phi_deep, phi_shallow: Figure 1's statistic on W0^-1 X over all pairs of layers, the deep half, the
     shallow half. transposed: the same over all pairs on W0^-T X, for square W0. flat: every singular value set to
     one. truncated: W0's 4 r smallest directions taken out. ridge_c: (W0'W0 + lambda I)^-1 W0' X with
-    lambda = c mean(sigma^2). left_out_map: the share of a left-out layer's span that one linear map of W0, fitted
-    on the other layers, explains.
+    lambda = c mean(sigma^2).
     """
     r, m = X.shape[-1], W.sigma.shape[-1]
     inside = subspace.in_each_layer(W.U.mT, X)  # U' X
@@ -100,7 +108,6 @@ def statistics(W: Decomposed, X: Tensor) -> dict[str, Tensor]:
         penalty = c * W.sigma.square().mean(dim=-1, keepdim=True)
         shrunk = (W.sigma / (W.sigma.square() + penalty))[..., None] * inside
         found[f"ridge_{c:g}"] = _phi(W.V, shrunk)[0]
-    found[LEFT_OUT] = left_out(W.M, X).mean(dim=-1)
     return found
 
 

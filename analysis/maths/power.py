@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from analysis.maths import subspace
 from analysis.maths.inverse_null import expected_phi
-from analysis.maths.planted import Decomposed, planted, statistics
+from analysis.maths.linear_map import left_out
+from analysis.maths.planted import LEFT_OUT, Decomposed, planted, similarities
 from condlora.errors import UserError
 
 
@@ -45,10 +46,13 @@ def measure(weights: dict[str, Decomposed], cfg: DictConfig, layers: dict[str, l
         basis = subspace.in_each_layer(W.V, subspace.span_basis(through))
         drawn[module] = subspace.phi_map(basis, basis, cfg.r, cfg.r).mean(dim=0).numpy()
         for form, M in (("W", W), ("W'", W.transposed())):
-            # All shares at once: they have the Gram matrices and factorisations of W0 in common.
             worlds = [planted(M.M, rho, cfg.r, cfg.draws, generator) for rho in cfg.rho]
-            for name, values in statistics(M, torch.cat(worlds)).items():
-                response[module, form, name] = values.unflatten(0, (-1, cfg.draws)).numpy()
+            rows = [similarities(M, X) for X in worlds]
+            for name in rows[0]:
+                response[module, form, name] = np.stack([row[name].numpy() for row in rows])
+            # All shares at once: they have the Gram matrices and factorisations of W0 in common.
+            shares = left_out(M.M, torch.cat(worlds)).mean(dim=-1)
+            response[module, form, LEFT_OUT] = shares.unflatten(0, (-1, cfg.draws)).numpy()
     widths = {module: W.V.shape[-2] for module, W in weights.items()}
     rho = np.array(list(cfg.rho), dtype=float)
     return Power(rho, response, expected, drawn, widths, layers)
