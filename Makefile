@@ -64,7 +64,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 SLOW := slow or gpu or cluster
 
 .PHONY: test
-test: $(INSTALLED) ## run the fast tests, which leave one case of most kinds; `make test-all` runs every case
+test: $(INSTALLED) ## run the fast tests: about eight minutes on two cores
 	$(PYTEST) -m 'not ($(SLOW))'
 
 .PHONY: test-slow

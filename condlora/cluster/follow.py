@@ -20,7 +20,8 @@ def follow(words: Words, is_alive: Callable[[], bool], logs: Path, *, poll: floa
     """
     while is_alive():
         time.sleep(poll)
-    left = [cell for cell in map(state_of, plan_cells(words)) if cell.state != "done"]
+    cells = [state_of(cell) for cell in plan_cells(words)]
+    left = [cell for cell in cells if cell.state != "done"]
     if not left:
         return
     reasons = [f"{c.task} {c.adapter} seed {c.seed}: {c.reason}" for c in left if c.reason]
@@ -28,7 +29,7 @@ def follow(words: Words, is_alive: Callable[[], bool], logs: Path, *, poll: floa
         reasons = [line for path in sorted(logs.glob("*.log")) if (line := _last_error(path))]
     said = "; ".join(dict.fromkeys(reasons)) or "no reason is recorded"
     raise IncompleteGrid(
-        f"{len(left)} runs are not done ({said}). Logs: {logs}. Submit the same command again to continue."
+        f"{len(left)} of {len(cells)} runs are not done ({said}). Logs: {logs}. Submit the same command again to continue."
     )
 
 

@@ -54,9 +54,9 @@ def read_settings(scheduler: str, words: Sequence[str]) -> SlurmSettings:
         if name not in plain:
             close = get_close_matches(name, plain, n=1)
             advice = (
-                f"did you mean cluster.{close[0]}" if close else f"choose of {', '.join(plain)}"
+                f"did you mean cluster.{close[0]}?" if close else f"use one of {', '.join(plain)}."
             )
-            raise ConfigError(f"There is no setting cluster.{name}: {advice}?".replace("??", "?"))
+            raise ConfigError(f"There is no setting cluster.{name}: {advice}")
         # YAML would read 12:00:00 as a number of seconds.
         is_text = name in TEXTS and value != "null"
         plain[name] = value if is_text else yaml.safe_load(value)

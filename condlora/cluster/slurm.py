@@ -56,7 +56,7 @@ def script(settings: SlurmSettings, workers: int, words: Sequence[str], logs: Pa
         f"--time={settings.time}",
         f"--cpus-per-task={settings.cpus}",
         f"--mem={settings.memory}",
-        *(f"--gres=gpu:{settings.gpus}" for _ in range(bool(settings.gpus))),
+        *([f"--gres=gpu:{settings.gpus}"] if settings.gpus else []),
         *(
             f"--{name}={value}"
             for name in ("partition", "account", "qos")

@@ -42,7 +42,9 @@ def main(overrides: list[str]) -> None:
     script = logs / "workers.sh"
     script.write_text(slurm.script(settings, workers, words, logs), encoding="utf-8")
     job = slurm.submit(script)
-    print(f"{workers} workers for {len(left)} of {len(cells)} runs submitted as SLURM job {job}.")
+    print(
+        f"Submitted SLURM job {job} with {workers} worker{'s' * (workers > 1)}: {len(left)} of {len(cells)} runs are left."
+    )
     print(f"Script and logs: {logs}")
     print(f"State of the runs: python scripts/list.py {' '.join(words)}")
     if settings.follow:

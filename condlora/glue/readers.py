@@ -129,7 +129,9 @@ def _is_row(cells: list[str], header: list[str], task: Task) -> bool:
 def _json(path: Path, task: Task) -> Rows:
     rows = _parsed(utf8(path), path, 1)
     if not isinstance(rows, list):
-        raise DataError(f"{path} is no list of objects: write one, or one object a line as jsonl.")
+        raise DataError(
+            f"{path} is not a list of objects: write a list, or one object in each line of a .jsonl file."
+        )
     for number, row in enumerate(rows, start=1):
         yield _object(row, task, f"{path}, row {number}")
 
@@ -146,7 +148,7 @@ def _parsed(text: str, path: Path, line: int) -> object:
     except (ValueError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
         raise DataError(
-            f"{path}, line {line} is no JSON ({first_line(error)}): repair it."
+            f"{path}, line {line} is not valid JSON ({first_line(error)}): repair it."
         ) from None
 
 
@@ -170,7 +172,7 @@ def _object(row: object, task: Task, place: str) -> tuple[str, dict]:
     if isinstance(row, _Doubled):
         raise DataError(f"{place} has the key {row.key!r} twice: rename or remove one.")
     if not isinstance(row, dict):
-        raise DataError(f"{place} is no object with columns: repair it.")
+        raise DataError(f"{place} is not an object with columns: repair it.")
     check_columns(row, task, place)
     return place, row
 

@@ -23,7 +23,7 @@ def check_columns(columns, task: Task, place: str) -> None:
     for column in (*task.fields, task.label):
         if column not in columns:
             raise DataError(
-                f"{place}: there is no column {column!r} but {_listed(columns)}: set task.fields and task.label."
+                f"{place}: there is no column {column!r}; the columns are {_listed(columns)}: set task.fields and task.label."
             )
 
 
@@ -47,7 +47,9 @@ def checked(rows: Rows, task: Task, place: str) -> datasets.Dataset:
 
 def _text(value: object, field: str, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: {field!r} is {value!r} and no text: repair or remove the row.")
+        raise DataError(
+            f"{place}: {field!r} is {value!r}, which is not text: repair or remove the row."
+        )
     if re.search("[\ud800-\udfff]", value):
         raise DataError(
             f"{place}: {field!r} holds half a character (a lone surrogate): repair or remove the row."
@@ -71,7 +73,7 @@ def read_label(value: object, task: Task, place: str) -> int | float:
             number = math.nan
         if not math.isfinite(number):
             raise DataError(
-                f"{place}: {task.label!r} is {_short(value)} and no number: repair or remove the row, or give task.labels."
+                f"{place}: {task.label!r} is {_short(value)}, which is not a number: repair or remove the row, or give task.labels."
             )
         if abs(number) > LARGEST:
             raise DataError(
@@ -84,6 +86,6 @@ def read_label(value: object, task: Task, place: str) -> int | float:
     names = [label_name(label) for label in task.labels]
     if label_name(value) not in names:
         raise DataError(
-            f"{place}: {task.label!r} is {value!r}, none of task.labels, which are {', '.join(names)}."
+            f"{place}: {task.label!r} is {value!r}, which is not one of task.labels ({', '.join(names)})."
         )
     return names.index(label_name(value))

@@ -35,7 +35,7 @@ def _checked(split: datasets.Dataset, task: Task, place: str) -> datasets.Datase
     for field in (name for name in task.fields if name in split.features):
         feature = split.features[field]
         if getattr(feature, "dtype", None) not in TEXT:
-            raise DataError(f"{place}: the column {field!r} is no text but {feature}: convert it.")
+            raise DataError(f"{place}: the column {field!r} is not text but {feature}: convert it.")
         _require(split, field, place)
     if "label" not in split.features:
         return split  # `condlora.glue.sources.load_text` says which column lacks
@@ -58,7 +58,7 @@ def _with_scores(split: datasets.Dataset, task: Task, place: str) -> datasets.Da
         raise DataError(f"{place}: the labels are text and not numbers: cast them to float.")
     for row, value in enumerate(split["label"][:], start=1):
         if not (0.0 <= value <= 5.0 or value == HIDDEN):
-            raise DataError(f"{place}, row {row}: {value!r} is no score from 0 to 5.")
+            raise DataError(f"{place}, row {row}: {value!r} is not a score from 0 to 5.")
     return split
 
 
@@ -82,7 +82,7 @@ def _with_own_labels(split: datasets.Dataset, task: Task, place: str) -> dataset
             labels.append(HIDDEN)
         else:
             raise DataError(
-                f"{place}, row {row}: the label is {name!r}, and {task.title} has {', '.join(task.labels)}: name the "
-                "classes so."
+                f"{place}, row {row}: the label is {name!r}, and {task.title} has {', '.join(task.labels)}: rename "
+                "the classes."
             )
     return split.remove_columns("label").add_column("label", labels)

@@ -147,7 +147,7 @@ def _label(text: str, task: Task, place: str) -> int | float:
         except ValueError:
             score = float("nan")
         if not 0.0 <= score <= 5.0:
-            raise DataError(f"{place}: {text!r} is no score from 0 to 5.")
+            raise DataError(f"{place}: {text!r} is not a score from 0 to 5.")
         return score
     if text in task.labels:
         return task.labels.index(text)

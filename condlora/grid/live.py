@@ -52,7 +52,10 @@ def progress_of(cell: Cell) -> Progress:
         loss, score = _number(last.get("train_loss")), _number(last.get(cell.record["headline"]))
         began = datetime.fromisoformat(cell.record["started_at"]).timestamp()
         seconds = curve.stat().st_mtime - began
-        per_second = step / seconds if seconds > 0 else None
+        steps = (
+            step - ([0, *cell.record.get("resumed_at_steps", [])])[-1]
+        )  # since it began or was resumed
+        per_second = steps / seconds if seconds > 0 else None
     return Progress(cell, living_owner(cell.folder), step, _steps(cell), loss, score, per_second)
 
 

@@ -170,7 +170,10 @@ class Run(Ending):
         torch.manual_seed(seed)
         made_by = continued_by(self.record)
         self.checkpoints = Checkpoints(self.folder, cfg.runtime, made_by, self.claim)
-        self.checkpoints.restore(self.training)
+        if self.checkpoints.restore(self.training):
+            # Whoever watches the grid counts the steps since then.
+            self.record["resumed_at_steps"] = list(self.training.progress.resumed_at_steps)
+            write_record(self.folder, self.record)
         progress, name = self.training.progress, device_name(self.accelerator.device)
         if not self._is_over() and name not in progress.devices:
             progress.devices.append(name)

@@ -50,7 +50,7 @@ def adapters(words):
 
 
 def job_of(found):
-    return found.stdout.split("SLURM job ")[1].split(".")[0]
+    return found.stdout.split("SLURM job ")[1].split()[0]
 
 
 def wait_until(condition, seconds=300):
@@ -89,7 +89,7 @@ def test_two_workers_do_a_grid_and_the_next_submission_has_nothing_to_do(tmp_pat
     words = words_of(tmp_path, 20)
     found = submit(words, "cluster.workers=2", "cluster.follow=true")
     assert found.returncode == 0, found.stderr + logs_of(tmp_path)
-    assert "2 workers for 2 of 2 runs" in found.stdout and states(words) == ["done"] * 2
+    assert "with 2 workers: 2 of 2 runs are left" in found.stdout and states(words) == ["done"] * 2
     assert "Nothing to submit" in submit(words).stdout
 
 

@@ -68,7 +68,8 @@ def test_no_more_workers_than_runs_that_are_left(client, words, tmp_path, capsys
     assert "cluster." not in text
     said = capsys.readouterr().out
     assert (
-        "3 workers for 3 of 3 runs submitted as SLURM job 41" in said and "Script and logs" in said
+        "Submitted SLURM job 41 with 3 workers: 3 of 3 runs are left" in said
+        and "Script and logs" in said
     )
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
@@ -171,7 +172,7 @@ def test_who_follows_hears_why_runs_failed(words, tmp_path):
     finish(cfg, **failure(RuntimeError("the disk is full")))
     asked = iter([True, True, False])
     started = time.monotonic()
-    with pytest.raises(IncompleteGrid, match=r"3 runs are not done .*the disk is full"):
+    with pytest.raises(IncompleteGrid, match=r"3 of 3 runs are not done .*the disk is full"):
         follow(tuple(words), lambda: next(asked), tmp_path, poll=0.01)
     assert time.monotonic() - started < 30 and next(asked, None) is None
 

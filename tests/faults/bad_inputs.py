@@ -171,7 +171,7 @@ TABLES: dict[str, dict[str, Attempt]] = {
 
 
 def message(attempt: Attempt) -> str:
-    """What a user is told; the folder in which it was tried is left out."""
+    """The message that a user gets, without the folder in which the input was tried."""
     with tempfile.TemporaryDirectory() as place:
         try:
             attempt(Path(place).resolve())

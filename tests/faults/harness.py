@@ -108,7 +108,7 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def said_without_root(work: Callable[[], object]) -> str:
-    """What a user without root's rights is told of the error that `work` ends with."""
+    """The message that a user without root's rights gets for the error that `work` ends with."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:

@@ -108,7 +108,7 @@ VALUE = datasets.Value
         ("rte", [0, 2], VALUE("int64"), None, r"Row 2 of rte's split 'train' has the label 2"),
         ("rte", [0.0, 0.5], VALUE("float64"), None, r"Row 2 of rte's split 'train' has the label 0.5"),
         ("stsb", ["1.5", "2"], VALUE("string"), None, "the labels are text and not numbers"),
-        ("stsb", [1.0, 70.0], VALUE("float64"), None, r"row 2: 70.0 is no score from 0 to 5"),
+        ("stsb", [1.0, 70.0], VALUE("float64"), None, r"row 2: 70.0 is not a score from 0 to 5"),
         ("stsb", [1.0, None], VALUE("float64"), None, r"row 2: 'label' is missing"),
         ("rte", [0, 1], VALUE("int64"), ["a", None], r"row 2: 'sentence1' is missing"),
     ],
@@ -127,7 +127,7 @@ def test_texts_of_a_saved_set_that_are_numbers_are_refused(tmp_path):
     split = datasets.Dataset.from_dict({"sentence": [1, 2], "label": [0, 1]})
     sets = datasets.DatasetDict(train=split, validation=split)
     sets.save_to_disk(str(tmp_path / "sst2"))
-    with pytest.raises(DataError, match="split train: the column 'sentence' is no text"):
+    with pytest.raises(DataError, match="split train: the column 'sentence' is not text"):
         load_text(OmegaConf.create({"source": "directory", "root": str(tmp_path)}), task)
 
 
@@ -263,8 +263,8 @@ NUMBERS = Task("own", "own", ("text",), None, ("pearson",), "pearson", ("test",)
     [
         (1e39, "line 2: 'label' is 1e\\+39, and squares of such numbers overflow"),
         (-1e16, "line 2: 'label' is -1e\\+16, and squares"),
-        (10**400, "line 2: 'label' is 1000000000.* and no number"),
-        ("1e999", "line 2: 'label' is '1e999' and no number"),
+        (10**400, "line 2: 'label' is 1000000000.*, which is not a number"),
+        ("1e999", "line 2: 'label' is '1e999', which is not a number"),
     ],
 )
 def test_numbers_beyond_float32_are_refused(tmp_path, value, says):
@@ -279,5 +279,5 @@ def test_numbers_beyond_float32_are_refused(tmp_path, value, says):
 def test_a_header_with_an_invisible_character_is_shown(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("text ,label\u00a0\na,good\n")
-    with pytest.raises(DataError, match=r"no column 'text' but 'text ', 'label\\xa0'"):
+    with pytest.raises(DataError, match=r"no column 'text'; the columns are 'text ', 'label\\xa0'"):
         rows_of(path)

@@ -107,13 +107,13 @@ def test_regression_takes_numbers(tmp_path):
 
 GOOD = "title,body,stars\na,b,good\n"
 WRONG = {
-    "missing column": ("a.csv", "title,stars\na,good\n", r"a.csv, line 1: there is no column 'body' but title, stars"),
+    "missing column": ("a.csv", "title,stars\na,good\n", r"a.csv, line 1: there is no column 'body'; the columns are title, stars"),
     "missing key": ("a.jsonl", '{"title": "a", "body": "b", "stars": "bad"}\n{"title": "a"}', r"a.jsonl, line 2: there is no column 'body'"),
-    "unknown label": ("a.csv", GOOD + "c,d,fine\n", r"a.csv, line 3: 'stars' is 'fine', none of task.labels, which are bad, good"),
+    "unknown label": ("a.csv", GOOD + "c,d,fine\n", r"a.csv, line 3: 'stars' is 'fine', which is not one of task.labels \(bad, good\)"),
     "line after a line break in a cell": ("a.csv", GOOD + '"c\nc",d,good\nc,d,fine\n', r"a.csv, line 5: 'stars' is 'fine'"),
     "label that is not there": ("a.json", '[{"title": "a", "body": "b", "stars": null}]', r"a.json, row 1: 'stars' is missing"),
     "empty text": ("a.csv", GOOD + "c, ,bad\n", r"a.csv, line 3: 'body' is empty"),
-    "text that is none": ("a.jsonl", '{"title": 3, "body": "b", "stars": "bad"}', r"a.jsonl, line 1: 'title' is 3 and no text"),
+    "text that is none": ("a.jsonl", '{"title": 3, "body": "b", "stars": "bad"}', r"a.jsonl, line 1: 'title' is 3, which is not text"),
     "not UTF-8": ("a.csv", b"title,body,stars\na,b,good\ncaf\xe9,d,bad\n", r"a.csv, line 3 is not UTF-8"),
     "empty file": ("a.csv", "", r"a.csv is empty"),
     "header alone": ("a.csv", "title,body,stars\n", r"a.csv has no rows"),
@@ -121,13 +121,13 @@ WRONG = {
     "too few cells": ("a.csv", GOOD + "c,d\n", r"a.csv, line 3 has 2 cells for 3 columns"),
     "open quotation mark": ("a.csv", GOOD + 'c,"d,bad\ne,f,bad\n', r"a.csv, line 3 cannot be read"),
     "unknown kind": ("a.xlsx", "x", r"a.xlsx is of an unknown kind: use .csv, .tsv, .json, .jsonl, .parquet"),
-    "no JSON": ("a.jsonl", '{"title": "a", "body": "b", "stars": "bad"}\n{"title":', r"a.jsonl, line 2 is no JSON"),
-    "no JSON either": ("a.json", '[{"title": "a",\n"body" "b"}]', r"a.json, line 2 is no JSON"),
-    "no list": ("a.json", '{"title": "a"}', r"a.json is no list of objects"),
-    "no object": ("a.json", "[3]", r"a.json, row 1 is no object"),
+    "no JSON": ("a.jsonl", '{"title": "a", "body": "b", "stars": "bad"}\n{"title":', r"a.jsonl, line 2 is not valid JSON"),
+    "no JSON either": ("a.json", '[{"title": "a",\n"body" "b"}]', r"a.json, line 2 is not valid JSON"),
+    "no list": ("a.json", '{"title": "a"}', r"a.json is not a list of objects"),
+    "no object": ("a.json", "[3]", r"a.json, row 1 is not an object"),
     "byte order mark alone": ("a.csv", b"\xef\xbb\xbf", r"a.csv is empty"),
     "half a character": ("a.jsonl", '{"title": "\\ud800", "body": "b", "stars": "bad"}', r"a.jsonl, line 1: 'title' holds half a character"),
-    "too deep": ("a.json", "[" * 100_000, r"a.json, line 1 is no JSON"),
+    "too deep": ("a.json", "[" * 100_000, r"a.json, line 1 is not valid JSON"),
     "no parquet": ("a.parquet", "PAR1 and more", r"a.parquet cannot be read as parquet"),
 }  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_regression_on_what_is_no_number_is_refused(tmp_path, value):
     rows = [{"title": "a", "body": "b", "stars": v} for v in (1.0, value)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match=r"a.jsonl, line 2: 'stars' is .* and no number"):
+    with pytest.raises(DataError, match=r"a.jsonl, line 2: 'stars' is .*, which is not a number"):
         load_text(files(path, path), make_task(None))
 
 

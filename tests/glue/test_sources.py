@@ -131,7 +131,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path):
 @pytest.mark.parametrize("score", ["5.1", "high", "nan"])
 def test_stsb_scores_are_numbers_from_0_to_5(tmp_path, score):
     write(tmp_path / "STS-B", "train.tsv", f"sentence1\tsentence2\tscore\na\tb\t{score}\n")
-    with pytest.raises(DataError, match="no score from 0 to 5"):
+    with pytest.raises(DataError, match="not a score from 0 to 5"):
         load_text(directory(tmp_path), load_task("stsb"))
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from condlora.commands import list as list_command
 from condlora.grid import live
-from condlora.grid.cells import Planned
+from condlora.grid.cells import Planned, state_of
 from condlora.runs.lease import Claim
 
 STARTED = "2026-01-01T00:00:00+00:00"
@@ -81,6 +81,11 @@ def test_text_names_counts_running_failed_and_time_left(cells, done_as_it_says):
 def test_time_is_shared_by_the_runs_that_launchers_do_now(cells, done_as_it_says):
     with Claim(cells[1].folder), Claim(cells[2].folder):
         assert live.look(cells).time_left == "time left: about 18 min with 2 runs at a time"
+
+
+def test_speed_of_a_resumed_run_counts_the_steps_since_then(write, done_as_it_says):
+    cell = state_of(write(1, "running", ["11,1,0.6,0.75"], resumed_at_steps=[4, 6]))
+    assert live.progress_of(cell).per_second == pytest.approx(5 / 100)
 
 
 def test_a_terminal_shows_the_same_until_it_is_left(cells, done_as_it_says):

@@ -24,20 +24,6 @@ def shipped(name, **changes):
     return OmegaConf.merge(cfg, {"name": name} | changes)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return load_backbone(shipped("tiny"), num_labels=2)
-
-
-@pytest.fixture(scope="module")
-def saved(tiny, tmp_path_factory):
-    """A folder as a user would have it: a pretrained encoder without a classifier, and its tokenizer."""
-    path = tmp_path_factory.mktemp("saved")
-    tiny.model.bert.save_pretrained(path)
-    tiny.tokenizer.save_pretrained(path)
-    return path
-
-
 @pytest.fixture
 def folder(saved, tmp_path):
     """A copy of such a folder."""

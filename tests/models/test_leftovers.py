@@ -12,27 +12,12 @@ from transformers import RobertaConfig, RobertaModel
 from condlora.errors import BackboneError
 from condlora.models.backbones import fresh_model, load_backbone
 from condlora.models.packing import pack
-from tests.tasks import ROOT
 
 INPUTS = {
     "input_ids": torch.arange(2000, 2024).view(2, 12),
     "attention_mask": torch.ones(2, 12).long(),
 }
 LABELS = {1: torch.tensor([0.5, 1.0]), 2: torch.tensor([0, 1]), 3: torch.tensor([0, 2])}
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load_backbone(OmegaConf.load(ROOT / "configs/backbone/tiny.yaml"), num_labels=2)
-
-
-@pytest.fixture(scope="module")
-def saved(tiny, tmp_path_factory):
-    """A folder with the tiny encoder."""
-    path = tmp_path_factory.mktemp("saved")
-    tiny.model.bert.save_pretrained(path)
-    tiny.tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture
