@@ -36,15 +36,16 @@ reproduce-glue: machine $(INSTALLED) ## fine-tune what is missing of a PROFILE, 
 	  $(BIN)/python analysis/report.py profile=$(PROFILE) && exit $${failed:-0}
 
 .PHONY: report
-report: $(INSTALLED) ## tables, figures and report of a PROFILE's finished runs
+report: $(INSTALLED) ## tables, figures and report of a PROFILE's finished runs, or of its committed records
 	@$(BIN)/python analysis/report.py profile=$(PROFILE)
 
 .PHONY: reference
-reference: ## for maintainers: copy the results of a PROFILE to results/reference, to be committed
+reference: ## for maintainers: copy the results of a PROFILE and its runs' records to results/reference, to be committed
 	@test -d results/$(PROFILE) || { echo 'error: results/$(PROFILE) does not exist: run make report PROFILE=$(PROFILE) first.' >&2; exit 2; }
 	@mkdir -p results/reference/$(PROFILE)
 	@cd results/$(PROFILE); for part in tables figures claims.json report.html report.md search.csv; do \
 	  if [ -e $$part ]; then rm -rf ../reference/$(PROFILE)/$$part; cp -r $$part ../reference/$(PROFILE)/; fi; done
+	@$(BIN)/python analysis/records.py profile=$(PROFILE) $(ARGS)
 	$(BIN)/python scripts/update_docs.py
 
 .PHONY: list

@@ -18,12 +18,16 @@ def main(cfg: DictConfig) -> None:
     from analysis.present.claims import write
     from analysis.stats.claims import collect, evaluate, in_order
     from analysis.stats.rules import load_rules
-    from analysis.study.stacks import load_stacks
+    from analysis.study.records import missing_adapters
+    from analysis.study.stacks import load_stacks, with_adapters
 
     thresholds, stated = load_rules(cfg.margin_points)
-    claims = evaluate(collect(study, load_stacks(study.done), thresholds), thresholds, stated)
+    stacks = load_stacks(with_adapters(study.done))
+    claims = evaluate(collect(study, stacks, thresholds), thresholds, stated)
     for claim in in_order(claims):
         print(f"{claim.verdict:>13}  {claim.statement}")
+    if lacking := missing_adapters(study.done):
+        print(lacking)
     print(f"Claims: {write(claims, study.folder / 'claims.json')}")
 
 

@@ -21,7 +21,8 @@ def main(cfg: DictConfig) -> None:
 
     profile = cfg.profile or "parity"
     folder = Path(cfg.results) / profile
-    found = section(load_grids(profile, Path(cfg.runs), list(cfg.may_differ)), folder / "figures")
+    places = Path(cfg.runs), list(cfg.may_differ), Path(cfg.records)
+    found = section(load_grids(profile, *places, fill=cfg.fill_from_records), folder / "figures")
     for item in found.shown:
         if isinstance(item, typeset.Table):
             typeset.write(item, folder / "tables")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from analysis.study.records import missing_adapters
 from analysis.study.reference import find_reference
 from analysis.study.selection import open_study
 from condlora.commands.cli import command
@@ -19,13 +20,17 @@ from condlora.commands.cli import command
 def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
     reference = find_reference(Path(cfg.results), study.profile, cfg.against)
+    if cfg.against is None and missing_adapters(study.done):
+        reference = None  # committed records are not compared with the results made from them
     # Imported here: these take seconds, and a wrong setting is reported without them.
     from analysis.present.report import build
-    from analysis.study.parity import has_parts, load_grids
+    from analysis.study.grids import has_parts
+    from analysis.study.parity import load_grids
 
     grids = None
     if has_parts(study.profile):
-        grids = load_grids(study.profile, Path(cfg.runs), list(cfg.may_differ))
+        places = Path(cfg.runs), list(cfg.may_differ), Path(cfg.records)
+        grids = load_grids(study.profile, *places, fill=cfg.fill_from_records)
     print(f"Report: {build(study, cfg.margin_points, reference, grids)}")
 
 

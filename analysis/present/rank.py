@@ -130,10 +130,10 @@ def section(result: RankStudy, folder: Path) -> Section:
     """Scores, similarities and parameters over the rank; figures go to `folder`."""
     title = "Does the rank matter?"
     paths = draw(result, folder)
+    details = [rank_similarity.table(result.similarity)] if len(result.similarity) else []
     if not paths:
-        return Section(title, result.notes, [], [rank_similarity.table(result.similarity)])
+        return Section(title, result.notes, [], details)
     shown = [Picture(paths["rank"], _alt(result), _CAPTION), table(result)]
-    details = [rank_similarity.table(result.similarity)]
     if "rank_similarity" in paths:
         picture = rank_similarity.picture(result.similarity, paths["rank_similarity"])
         details.insert(0, picture)

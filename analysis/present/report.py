@@ -62,9 +62,11 @@ from analysis.stats.rules import (
 from analysis.stats.span_tests import span_tests
 from analysis.study.paper import published
 from analysis.study.parity import Grids
+from analysis.study.rank_selection import has_rank
+from analysis.study.records import missing_adapters
 from analysis.study.reference import load_reference
 from analysis.study.selection import Study
-from analysis.study.stacks import Stack, load_stacks
+from analysis.study.stacks import Stack, load_stacks, with_adapters
 from condlora.errors import NoFinishedRuns
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -90,7 +92,7 @@ def build(
     of, whose outcome then comes first.
     """
     thresholds, stated = load_rules(margin_points)
-    stacks = load_stacks(study.done)
+    stacks = load_stacks(with_adapters(study.done))
     findings = collect(study, stacks, thresholds)
     found = evaluate(findings, thresholds, stated)
     claims.write(found, study.folder / "claims.json")
@@ -107,11 +109,12 @@ def build(
         adapter_similarity.section(findings.adapters),
         efficiency.section(findings.costs),
         frontier.section(study.done, thresholds.confidence, figures),
-        *(_of_matrices(study, stacks) if stacks else []),
+        *_of_matrices(study, stacks),
+        Section("What needs adapters", [missing_adapters(study.done)], [], []),
         hyperparameters.section(study.done),
         provenance.section(study),
     ]
-    sections = [s for s in sections if s.text or s.shown]
+    sections = [s for s in sections if any(s.text) or s.shown]
     lead = parity.section(grids, figures) if grids else None
     comparison = None
     if reference:
@@ -144,7 +147,11 @@ def build(
         "counts": counts(found),
         "kinds": KINDS,
         "fixed": published("claims")["fixed"],
-        "limits": [*study.left_out, *limits(study.done, thresholds.alpha)],
+        "limits": [
+            *study.left_out,
+            *(grids.notes if grids else ()),
+            *limits(study.done, thresholds.alpha),
+        ],
         "comparison": comparison,
         "lead": lead,
         "sections": sections,
@@ -176,13 +183,18 @@ def _of_spans(study: Study, stacks: list[Stack]) -> Section:
 
 
 def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
-    """What there is to say only where a method's update is one B A a layer."""
+    """What there is to say only where a method's update is one B A a layer; without matrices the scores over ranks."""
     figures, settings = study.folder / "figures", study.settings
+    ranks = []
+    if any(map(has_rank, study.done)):
+        ranks = [rank.section(by_rank(study.done, stacks, settings), figures)]
+    if not stacks:
+        return ranks
     return [
         lora_subspace.section(compare_subspaces(stacks, settings), figures),
         amplification.section(amplify(stacks, settings), figures),
         magnitude_direction.section(magnitude_and_direction(stacks)),
-        rank.section(by_rank(study.done, stacks, settings), figures),
+        *ranks,
         positions.section(locate(stacks, settings), figures),
     ]
 

@@ -19,6 +19,7 @@ from analysis.present.figures import METHOD_STYLE, OTHER_STYLES, round_up
 from analysis.stats.formatting import mean_sd
 from analysis.stats.significance import summarise
 from analysis.study.names import FAMILIES, MATRIX_LABEL, TASKS, family, label
+from analysis.study.run_files import curve
 from analysis.study.scores import POINTS
 from condlora.grid.cells import Cell
 
@@ -197,7 +198,7 @@ def frontier_chart(found: pd.DataFrame) -> Chart:
 
 def curves(cells: Sequence[Cell]) -> Chart | None:
     """Every run's learning curve: score on validation, or training loss, over steps."""
-    tables = [_curve(cell) for cell in cells if (cell.folder / "curve.csv").is_file()]
+    tables = [_curve(cell, table) for cell in cells if (table := curve(cell)) is not None]
     if not tables:
         return None
     found = pd.concat(tables)
@@ -234,9 +235,8 @@ def curves(cells: Sequence[Cell]) -> Chart | None:
     return Chart("explore-curves", "Learning curves", text, [spec], "the runs' curve.csv")
 
 
-def _curve(cell: Cell) -> pd.DataFrame:
+def _curve(cell: Cell, table: pd.DataFrame) -> pd.DataFrame:
     """task, adapter, method, seed, step, score in points, loss, family; at most MOST_STEPS evaluations of the run."""
-    table = pd.read_csv(cell.folder / "curve.csv")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, MOST_STEPS).round().astype(int))]
     headline = cell.record["headline"]
     score = POINTS * table[headline] if headline in table else np.nan

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
+from analysis.study.run_files import predictions_on_test
 from condlora.errors import UserError
 from condlora.grid.cells import Cell
 
@@ -26,9 +26,7 @@ def load_examples(cells: Iterable[Cell]) -> dict[str, Examples]:
     """
     found: dict[str, Examples] = {}
     for cell in cells:
-        table = pd.read_parquet(
-            cell.folder / "predictions_test.parquet", columns=["label", "prediction"]
-        )
+        table = predictions_on_test(cell)
         of_task = found.setdefault(
             cell.task, Examples(cell.record["headline"], table.label.to_numpy(), {})
         )

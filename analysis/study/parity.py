@@ -11,10 +11,11 @@ import pandas as pd
 import yaml
 
 from analysis.study.comparability import require_comparable
+from analysis.study.grids import load_cells, parts_of
 from analysis.study.plateau import RULES
 from analysis.study.scores import POINTS
 from condlora.errors import DivergedError
-from condlora.grid.cells import Cell, compose_common, plan_cells, state_of
+from condlora.grid.cells import Cell, compose_common
 from condlora.paths import ROOT
 
 
@@ -24,42 +25,37 @@ class Grids:
 
     parts: part ("300", ..., "dial", "paper_size", "appendix") -> its cells, those without a run too, but not those whose
     learning rate has not been searched yet. planned: part -> cells of its grid. steps: part -> steps. rules:
-    parity_rules.yaml as it is.
+    parity_rules.yaml as it is. notes: which runs are read from committed records.
     """
 
     parts: dict[str, list[Cell]]
     planned: dict[str, int]
     steps: dict[str, int]
     rules: dict
+    notes: tuple[str, ...] = ()
 
 
-def has_parts(profile: str) -> bool:
-    """Whether a profile is an experiment of several grids, as parity is."""
-    return profile != "adhoc" and "parts" in compose_common((f"profile={profile}",)).profile
+def load_grids(
+    profile: str, runs: Path, may_differ: list[str], records: Path, *, fill: bool = False
+) -> Grids:
+    """The grids of an experiment with the state of each cell on disk or, without run folders, in the committed records.
 
-
-def load_grids(profile: str, runs: Path, may_differ: list[str]) -> Grids:
-    """The grids of an experiment with the state of each cell on disk.
+    records, fill: see `analysis.study.records.with_records`.
 
     Raises:
         UserError: finished runs of one grid cannot be joined, see `analysis.study.comparability`.
     """
-    named = compose_common((f"profile={profile}",)).profile.parts
-    profiles = {str(steps): name for steps, name in named.curve.items()}
-    profiles |= {part: name for part, name in named.items() if part != "curve"}
-    parts, planned, steps = {}, {}, {}
-    for part, name in profiles.items():
+    parts, planned, steps, notes = {}, {}, {}, []
+    for part, name in parts_of(profile).items():
         common = compose_common((f"profile={name}",))
         grid = {key: str(words).split(",") for key, words in common.hydra.sweeper.params.items()}
-        parts[part] = [
-            state_of(cell, verify=True)
-            for cell in plan_cells((f"profile={name}",), runs, skip_without_rate=True)
-        ]
+        parts[part], said = load_cells(name, runs, records, fill=fill)
+        notes += [f"Part {part}: {note}" for note in said]
         require_comparable((c for c in parts[part] if c.state == "done"), may_differ)
         planned[part] = math.prod(map(len, grid.values()))
         steps[part] = common.protocol.max_steps
     rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    return Grids(parts, planned, steps, rules)
+    return Grids(parts, planned, steps, rules, tuple(notes))
 
 
 def scores(grids: Grids) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pandas as pd
 import yaml
 
 from analysis.study.names import REFERENCE
+from analysis.study.run_files import curve
 from condlora.grid.cells import Cell
 from condlora.paths import CONFIGS
 
@@ -19,13 +20,14 @@ def plateau_rule() -> dict:
     return yaml.safe_load(RULES.read_text(encoding="utf-8"))["plateau"]
 
 
-def last_doubling(curve: pd.DataFrame, column: str) -> float:
+def last_doubling(evaluations: pd.DataFrame, column: str) -> float:
     """The points gained in the last doubling of the steps: best validation score minus the best up to half.
 
-    curve: a row per evaluation with `step` and `column` (a fraction). NaN without an evaluation in the first half.
+    evaluations: a row per evaluation with `step` and `column` (a fraction). NaN without an evaluation in the first half.
     """
     # A correlation is undefined where all predictions are equal; such a model scores 0.
-    steps, scores = curve["step"].to_numpy(), curve[column].fillna(0).to_numpy(dtype=float)
+    steps = evaluations["step"].to_numpy()
+    scores = evaluations[column].fillna(0).to_numpy(dtype=float)
     first = scores[steps <= steps.max() / 2] if len(steps) else scores
     return float(POINTS * (scores.max() - first.max())) if len(first) else np.nan
 
@@ -35,6 +37,6 @@ def reference_gains(cells: Iterable[Cell]) -> dict[str, float]:
     gains: dict[str, list[float]] = {}
     for cell in cells:
         if cell.adapter == REFERENCE:
-            curve = pd.read_csv(cell.folder / "curve.csv")
-            gains.setdefault(cell.task, []).append(last_doubling(curve, cell.record["headline"]))
+            gain = last_doubling(curve(cell), cell.record["headline"])
+            gains.setdefault(cell.task, []).append(gain)
     return {task: float(np.mean(values)) for task, values in gains.items()}

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from analysis.study.comparability import require_comparable
 from analysis.study.names import adapter_order, task_order
+from analysis.study.records import with_records
 from condlora.errors import NoFinishedRuns, UserError
 from condlora.grid.cells import Cell, compose_common
 from condlora.grid.listing import newest_profile, survey
@@ -48,7 +49,7 @@ class Settings:
 class Study:
     """One profile's grid, or adapters from elsewhere, and where its results go.
 
-    left_out: what the profile says that it lacks. load: what reads W, A and B in a cell's folder, where these are not runs,
+    left_out: what the profile says that it lacks, and which runs are read from committed records. load: what reads W, A and B in a cell's folder, where these are not runs,
     see `analysis.study.stacks.load_stacks`.
     """
 
@@ -78,15 +79,17 @@ def open_study(cfg: DictConfig) -> Study:
         )
     runs = Path(cfg.runs)
     profile = cfg.profile or newest_profile(runs)
-    cells = survey(profile, runs)
+    cells, notes = with_records(
+        survey(profile, runs), Path(cfg.records), fill=cfg.fill_from_records
+    )
     if not finished(cells):
         raise NoFinishedRuns(
-            f"Profile '{profile}' has no finished run in {runs}: run the profile first."
+            f"Profile '{profile}' has no finished run in {runs} and no committed records: run the profile first."
         )
     require_comparable(finished(cells), cfg.may_differ)
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
     left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
-    return Study(profile, cells, Path(cfg.results) / profile, settings, tuple(left_out))
+    return Study(profile, cells, Path(cfg.results) / profile, settings, (*left_out, *notes))
 
 
 def open_matrices(cfg: DictConfig, *, needs_base: bool = False) -> Study:

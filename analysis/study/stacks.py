@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condlora.errors import UserError
+from analysis.study.records import missing_adapters
+from analysis.study.run_files import RecordedCell
+from condlora.errors import NoFinishedRuns, UserError
 from condlora.grid.cells import Cell
 
 
@@ -29,14 +31,25 @@ class Stack:
     cells: list[Cell]
 
 
+def with_adapters(cells: Iterable[Cell]) -> list[Cell]:
+    """Those of finished runs whose matrices can be read: all but the runs read from the committed records."""
+    return [cell for cell in cells if not isinstance(cell, RecordedCell)]
+
+
 def load_stacks(
     cells: Iterable[Cell], load: Callable[[Path], dict[str, Any]] | None = None
 ) -> list[Stack]:
     """The A and B of all `cells`, stacked by adapter and module kind, with W kept once.
 
-    `load` reads one run folder (default: condlora.models.adapters.load_factors). Raises UserError where
-    the runs of one adapter have other frozen weights or ranks, which no average can join.
+    `load` reads one run folder (default: condlora.models.adapters.load_factors).
+
+    Raises:
+        NoFinishedRuns: a run has no adapter, as it is read from the committed records.
+        UserError: the runs of one adapter have other frozen weights or ranks, which no average can join.
     """
+    cells = list(cells)
+    if lacking := missing_adapters(cells):
+        raise NoFinishedRuns(lacking)
     if load is None:
         from condlora.models.adapters import (
             load_factors as load,  # it imports transformers: seconds

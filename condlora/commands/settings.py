@@ -54,6 +54,7 @@ class AnalysisSettings(Settings):
     margin_points: number(0, above=True, null=True)
     against: matching(r"^\w[\w.-]*$", "the name of a profile", null=True)
     may_differ: items(str, "a list, as in may_differ=[versions,commit]")
+    fill_from_records: choice(True, False)
 
 
 class BenchmarkSettings(Settings):
@@ -81,7 +82,7 @@ def check_command(config: str, cfg: DictConfig) -> None:
     if not found:
         plain = OmegaConf.to_container(cfg, resolve=True)
         found += settings.faults(SCHEMAS[config], plain)
-        for name in ("runs", "results"):
+        for name in ("runs", "results", "records"):
             if isinstance(plain.get(name), str):
                 found += folder_fault(name, plain[name])
     settings.refuse(found)

@@ -48,7 +48,7 @@ class Cell:
 
     state: done; running (or killed while it ran); interrupted by a signal; failed (`reason` says why); stale (made by
     another recipe); damaged (a file is missing or unreadable, or the record is another run's); missing.
-    record: None where the state is missing or damaged.
+    record: None where the state is missing or damaged. recipe_hash: that which its run must have; None without a grid.
     """
 
     profile: str
@@ -59,6 +59,7 @@ class Cell:
     state: str
     reason: str | None
     record: dict | None
+    recipe_hash: str | None = None
 
 
 # Compose
@@ -233,12 +234,16 @@ def state_of(cell: Planned, *, verify: bool = False) -> Cell:
         except RunFolderError as error:
             state, reason = "damaged", str(error)
         else:
-            state, reason = record["status"], record.get("reason")
-            if record["recipe_hash"] != cell.recipe_hash:
-                state, reason = "stale", "made by another recipe"
-    return Cell(
-        cell.profile, cell.task, cell.adapter, cell.seed, cell.folder, state, reason, record
-    )
+            state, reason = state_by_record(record, cell.recipe_hash)
+    names = (cell.profile, cell.task, cell.adapter, cell.seed, cell.folder)
+    return Cell(*names, state, reason, record, cell.recipe_hash)
+
+
+def state_by_record(record: dict, recipe_hash: str) -> tuple[str, str | None]:
+    """State and reason of a run that must have this recipe."""
+    if record["recipe_hash"] != recipe_hash:
+        return "stale", "made by another recipe"
+    return record["status"], record.get("reason")
 
 
 # Runs that can be trained jointly

@@ -108,12 +108,7 @@ def _read_record(folder: Path, verify: bool) -> dict:
         if isinstance(error, OSError) and error.errno in CANNOT_READ:
             raise
         raise RunFolderError(f"{path} is damaged ({error}): {advice}.") from None
-    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-        raise RunFolderError(f"{path} is not a record of schema {SCHEMA_VERSION}: {advice}.")
-    if record.get("status") not in STATUSES or "recipe_hash" not in record:
-        raise RunFolderError(f"{path} lacks its status or recipe hash: {advice}.")
-    if record.get("sha256") != _own_sha256(record):
-        raise RunFolderError(f"{path} was changed after it was written: {advice}.")
+    check_record(record, str(path), advice)
     if record["status"] == "done":
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
         if missing:
@@ -124,6 +119,22 @@ def _read_record(folder: Path, verify: bool) -> dict:
                     f"{folder / name} was changed or damaged after it was written: {advice}."
                 )
     return record
+
+
+def check_record(record: object, name: str, advice: str) -> None:
+    """Compare a record with its own checksum.
+
+    name: where it was read; advice: what to do where it is damaged.
+
+    Raises:
+        RunFolderError: it is of another schema, or was changed after it was written.
+    """
+    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+        raise RunFolderError(f"{name} is not a record of schema {SCHEMA_VERSION}: {advice}.")
+    if record.get("status") not in STATUSES or "recipe_hash" not in record:
+        raise RunFolderError(f"{name} lacks its status or recipe hash: {advice}.")
+    if record.get("sha256") != _own_sha256(record):
+        raise RunFolderError(f"{name} was changed after it was written: {advice}.")
 
 
 def read_cell_record(folder: Path, *, verify: bool = True) -> dict:

@@ -11,7 +11,8 @@ from analysis.present import parity as page
 from analysis.present.report import build
 from analysis.present.typeset import Picture
 from analysis.stats import parity
-from analysis.study.parity import Grids, has_parts, load_grids, progress, rule_commits, scores
+from analysis.study.grids import has_parts
+from analysis.study.parity import Grids, load_grids, progress, rule_commits, scores
 from analysis.study.plateau import RULES
 from condlora.errors import DivergedError
 from condlora.runs.record import failure
@@ -171,7 +172,9 @@ def test_page_states_the_verdict_with_its_rule_and_draws_gap_and_dial(grids, tmp
 @pytest.mark.slow  # composes the cells of seven grids
 def test_grids_of_the_profile_are_read_before_any_run_is_there(tmp_path):
     assert has_parts("parity") and not has_parts("embedded")
-    made = load_grids("parity", tmp_path, [])  # nor before rates have been searched
+    made = load_grids(
+        "parity", tmp_path, [], tmp_path / "reference"
+    )  # nor before rates have been searched
     found = progress(made)
     assert set(found.part) == {"300", "1200", "4800", "9600", "dial", "paper_size", "appendix"}
     assert (found.done == 0).all() and not found.complete.any() and found.planned.sum() > 250

@@ -15,6 +15,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis" / "setting
 def config(tmp_path):
     cfg = OmegaConf.load(CONFIG)
     cfg.runs, cfg.results = str(tmp_path / "runs"), str(tmp_path / "results")
+    cfg.records = str(tmp_path / "reference")
     return cfg
 
 
