@@ -1,31 +1,29 @@
 """Who is doing a run, so that launchers that share a runs folder do no run twice and lose none.
 
-    runs/<profile>/.claims/rte-lora-seed-0.json    the owner: host, process, and a token of this claim
-    runs/<profile>/.claims/lock                    held for the moment in which claims are read and written
+    runs/<profile>/.claims/rte-lora-seed-0.json                  the owner: host, process, and a token of this claim
+    runs/<profile>/.claims/rte-lora-seed-0.json.<token>.ended    the claim with this token was given back or taken over
 
-An owner touches its claim every HEARTBEAT seconds. It counts as dead, and its run as free, when its process is gone
-from this machine, or when the claim has not been touched for SILENCE seconds, by the clock of the disk they share.
-The kernel gives the lock back when its holder dies. It needs a file system with flock; NFS has it.
+A claim is a file that only one process can create. Its owner touches it every HEARTBEAT seconds. A dead owner's claim
+(`condlora.runs.owners`) is taken over by the process that creates the mark `ended` of its token, of which there can be
+only one; so nobody takes over a claim that another took over a moment before. No file system locks are needed, and no
+equal clocks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import os
-import platform
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from condlora.errors import RunFolderError, RunTaken
-from condlora.files import write_atomically
+from condlora.errors import RunTaken
+from condlora.runs.owners import HEARTBEAT, Life, Owner, Watch, parsed, this_process
+from condlora.runs.shared_disk import SharedDisk
 
-HEARTBEAT = 5.0  # seconds
-SILENCE = 60.0
+DISK = SharedDisk()
+WATCH = Watch(DISK)
+POLL = 0.05  # seconds between two tries to have a claim alone
 
 
 def claim_file(folder: Path) -> Path:
@@ -37,38 +35,76 @@ def claim_file(folder: Path) -> Path:
 class Claim:
     """The claim on a run folder, held within a `with`; a heartbeat in a thread keeps it.
 
+    file: where the claim is kept, if `folder` is none of a run. watch: what was seen of claims, on which disk.
+
     Raises:
         RunTaken: on entering, another living process has it.
-        RunFolderError: the file system has no locks.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.file = folder, claim_file(folder)
+    def __init__(self, folder: Path, *, file: Path | None = None, watch: Watch = WATCH):
+        self.folder, self.file = folder, file or claim_file(folder)
+        self.watch, self.disk = watch, watch.disk
         self.token = uuid.uuid4().hex
         self.over = threading.Event()
 
     def __enter__(self) -> Claim:
-        with _lock(self.file.parent) as now:
-            owner = _living_owner(self.file, now)
-            if owner is not None:
-                raise RunTaken(
-                    f"{self.folder} is being run by {owner['host']}, process {owner['pid']}"
-                )
-            text = json.dumps(_this_process() | {"token": self.token})
-            write_atomically(self.file, lambda path: path.write_text(text))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        text = this_process(self.token)
+        if not self.disk.create(self.file, text):
+            self._take_over(text)
         self.thread = threading.Thread(target=self._beat, daemon=True)
         self.thread.start()
         return self
 
+    def _take_over(self, text: str) -> None:
+        """Put this text in place of a dead owner's; raise RunTaken where the owner lives or another process was faster."""
+        owner = self.watch.settled_owner(self.file)
+        if owner is None:
+            # Given back a moment ago, or so fresh that this machine does not see it yet.
+            self.disk.sleep(POLL)
+            if self.disk.create(self.file, text):
+                return
+            owner = Owner(Life.ALIVE, "", "another process")
+        if owner.life is Life.DEAD and self._end(owner.token):
+            if self._token() == owner.token:
+                self.disk.replace(self.file, text)
+                return
+            # Another process took it over long ago, which this machine had not seen.
+            self.disk.remove(_mark(self.file, owner.token))
+        raise RunTaken(f"{self.folder} is being run by {owner.name}")
+
+    def _end(self, token: str) -> bool:
+        """Mark the claim with this token as ended; False if another process has done so or is about to."""
+        mark = _mark(self.file, token)
+        if self.disk.create(mark, this_process(self.token)):
+            return True
+        ending = self.watch.settled_owner(mark)
+        was_killed = ending is not None and ending.life is Life.DEAD and self._token() == token
+        if not was_killed:
+            return False
+        self.disk.remove(mark)
+        return self.disk.create(mark, this_process(self.token))
+
+    def _token(self) -> str | None:
+        found = self.disk.read(self.file)
+        return None if found is None else parsed(found[0]).get("token", "")
+
     def _beat(self) -> None:
         while not self.over.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # one that is missed is made up by the next
-                if self.is_ours():
-                    os.utime(self.file)
+            self.beat()
+
+    def beat(self) -> None:
+        """Show that this process is alive; what is missed is made up by the next."""
+        with contextlib.suppress(OSError):
+            if self.is_ours():
+                self.disk.touch(self.file)
 
     def is_ours(self) -> bool:
         """False once another has taken it over, as this process was silent for too long."""
-        return _read(self.file).get("token") == self.token
+        try:
+            return self._token() == self.token
+        except OSError:
+            return False
 
     def check(self) -> None:
         """Raise RunTaken if it is no longer ours: then this process must write nothing more."""
@@ -78,77 +114,35 @@ class Claim:
     def __exit__(self, *_) -> None:
         self.over.set()
         self.thread.join()
-        with contextlib.suppress(OSError), _lock(self.file.parent):
-            if self.is_ours():
-                self.file.unlink()
+        with contextlib.suppress(OSError):
+            mark = _mark(self.file, self.token)
+            if self.is_ours() and self.disk.create(mark, this_process(self.token)):
+                self.disk.remove(self.file)
+                for other in self.disk.files(self.file.parent):
+                    if other.name.startswith(f"{self.file.name}."):
+                        self.disk.remove(other)
 
 
-def living_owner(folder: Path) -> str | None:
-    """Host and process that are doing a run now, as text; None if nobody is."""
-    file = claim_file(folder)
-    if not file.exists():
-        return None
-    with _lock(file.parent) as now:
-        owner = _living_owner(file, now)
-    return None if owner is None else f"{owner['host']}, process {owner['pid']}"
+def _mark(file: Path, token: str) -> Path:
+    """The file whose creation ends the claim with this token; a claim without one was never written whole."""
+    return file.with_name(f"{file.name}.{token or 'unwritten'}.ended")
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[float]:
-    """Hold the folder's lock; yields the time by the disk's own clock, in seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder} is on a file system without locks ({error.strerror}): choose another with runs=..."
-            ) from error
-        os.utime(handle.fileno())
-        yield os.fstat(handle.fileno()).st_mtime
+def alone(file: Path, *, watch: Watch = WATCH) -> Iterator[None]:
+    """Wait until no other process is in this context with the same file, then stay alone in it."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(Claim(file, file=file, watch=watch))
+            except RunTaken:
+                watch.disk.sleep(POLL)
+                continue
+            yield
+            return
 
 
-def _read(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _living_owner(file: Path, now: float) -> dict | None:
-    owner = _read(file)
-    if not owner or now - file.stat().st_mtime > SILENCE:
-        return None
-    here = _this_process()
-    if owner["place"] == here["place"] and _started(owner["pid"]) != owner["started"]:
-        return None  # its process is gone from this machine, or its number is another's by now
-    return owner
-
-
-def _this_process() -> dict:
-    return {
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "place": _place(),
-        "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _place() -> str | None:
-    """What process numbers refer to: this boot of this machine and its namespace; None where Linux does not say."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return None
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None if there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    state, *rest = text.rpartition(")")[2].split()  # the name before it may hold spaces
-    return None if state == "Z" else rest[18]
+def living_owner(folder: Path, *, file: Path | None = None, watch: Watch = WATCH) -> str | None:
+    """Host and process that are doing a run now, as text; None if nobody is, as far as can be told without waiting."""
+    owner = watch.owner(file or claim_file(folder))
+    return owner.name if owner is not None and owner.life is Life.ALIVE else None

@@ -11,9 +11,11 @@ import pytest
 
 from condlora.errors import RunTaken
 from condlora.grid import watch
-from condlora.runs import lease as ownership
+from condlora.runs import lease, owners
 from condlora.runs.lease import Claim, claim_file, living_owner
+from condlora.runs.owners import Watch
 from condlora.runs.record import read_record, run_folder
+from condlora.runs.shared_disk import SharedDisk
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill
 from tests.tasks import ROOT
@@ -75,8 +77,8 @@ def test_claim_of_a_living_process_is_respected_and_of_a_dead_one_taken_over(fol
 
 def test_claim_from_another_machine_is_dead_once_it_has_been_silent(folder):
     left_claim(folder, place="another/1", pid=1, host="node7")
-    assert living_owner(folder) == "node7, process 1"
-    long_ago = time.time() - ownership.SILENCE - 5
+    assert living_owner(folder, watch=Watch(SharedDisk())) == "node7, process 1"
+    long_ago = time.time() - owners.SILENCE - 5
     os.utime(claim_file(folder), (long_ago, long_ago))
     assert living_owner(folder) is None
 
@@ -87,7 +89,7 @@ def test_number_of_a_dead_process_that_another_got_is_no_owner(folder):
 
 
 def test_heartbeat_keeps_a_claim(folder, monkeypatch):
-    monkeypatch.setattr(ownership, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
     with Claim(folder) as claim:
         os.utime(claim.file, (0, 0))
         deadline = time.monotonic() + 10
