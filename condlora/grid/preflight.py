@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,9 @@ from condlora.runs.recipe import recipe
 from condlora.runs.settings import SeedSettings, run_faults
 from condlora.settings import faults, folder_fault, refuse
 
+# The number of processes, by MPI's starters. Without a GPU accelerate goes by it, but says so only once a run has begun.
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 def preflight(overrides: list[str], *, on_this_machine: bool = True) -> None:
     """Refuse within seconds what cannot run: a missing GPU, hub or data folder, an unfinished recipe, a wrong value.
@@ -26,6 +30,7 @@ def preflight(overrides: list[str], *, on_this_machine: bool = True) -> None:
         DeviceError, NetworkError: with all that is missing in one sentence. ConfigError: with all settings that are wrong.
         DataError: see `condlora.glue.folder.data_folder`, or a user's file is missing.
     """
+    check_launcher(os.environ)
     common = compose_common(tuple(overrides))
     if on_this_machine:
         _require_machine(common)
@@ -36,6 +41,23 @@ def preflight(overrides: list[str], *, on_this_machine: bool = True) -> None:
             "runs has the time in it, so every run would have another folder: set runs=... on the command line."
         )
     refuse([*folder_fault("runs", str(common.runs)), *_faults_of_runs(overrides)])
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Raise a ConfigError if a launcher was asked for several processes and started processes that know of no other."""
+    if "WORLD_SIZE" in environment:  # torchrun, and accelerate launch on GPUs
+        return
+    # `accelerate launch --cpu` and on a machine without GPUs: it names the place where the processes should meet.
+    if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs: start one run with "
+            "torchrun --nproc-per-node N scripts/train.py ..., or leave --num_processes out."
+        )
+    if not has_cuda() and any(int(environment.get(name, 1)) > 1 for name in MPI_SIZES):
+        raise ConfigError(
+            "MPI started several processes, which cannot share a run: start one run with torchrun --nproc-per-node N "
+            "scripts/train.py ..., also under srun, and workers for a grid with scripts/submit.py or srun --mpi=none."
+        )
 
 
 def _faults_of_runs(overrides: list[str]) -> list[str]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
-import optuna
 import pandas as pd
 import yaml
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from condlora.errors import ConfigError
+from condlora.errors import ConfigError, RunTaken
 from condlora.grid.cells import compose_cells
+from condlora.runs.lease import Claim, living_owner
 from condlora.runs.recipe import recipe_hash
+from condlora.runs.record import run_folder
 from condlora.search.files import rates_file
 from condlora.search.rules import Scores, best_rate, beyond_edge, next_rate, value_of
-from condlora.search.trials import Known, key_of, key_of_cell, row, run_trials
+from condlora.search.storage import Key, Known, Trials
+from condlora.search.trials import key_of_cell, row, run_trials
 from condlora.training.device import fleet_size
 
 
@@ -29,6 +32,7 @@ class Plan:
     """One study: a cell of the profile with the search's own seed, the rates to begin with, and the rule for more.
 
     repeats: seeds of each rate, from the cell's on. further, extend, refine: see `condlora.search`.
+    keys: those of its trials that were asked for.
     """
 
     cell: DictConfig
@@ -37,6 +41,7 @@ class Plan:
     repeats: int = 1
     extend: int = 0
     refine: bool = False
+    keys: dict[tuple[float, int], Key] = field(default_factory=dict, compare=False)
 
     def trial(self, rate: float, repeat: int = 0) -> DictConfig:
         """The config of a trial of a rate."""
@@ -45,9 +50,15 @@ class Plan:
         cell.seed += repeat
         return cell
 
-    def trials(self, rates: list[float]) -> list[DictConfig]:
-        """The configs of all trials of some rates."""
-        return [self.trial(rate, repeat) for rate in rates for repeat in range(self.repeats)]
+    def each(self, rates: list[float]) -> list[tuple[float, int]]:
+        """All trials of some rates, each as its rate and repeat."""
+        return [(rate, repeat) for rate in rates for repeat in range(self.repeats)]
+
+    def key(self, rate: float, repeat: int = 0) -> Key:
+        """What a trial is known by."""
+        if (rate, repeat) not in self.keys:  # resolving a recipe takes milliseconds
+            self.keys[rate, repeat] = key_of_cell(self.trial(rate, repeat))
+        return self.keys[rate, repeat]
 
     def stages(self, scores: Scores) -> Iterator[tuple[str, list[float]]]:
         """The rates to try, stage by stage; before each next one, `scores` has those of all before."""
@@ -104,61 +115,74 @@ def first_rates(cfg: DictConfig, cell: DictConfig) -> list[float]:
     return [center / 2, center, 2 * center]
 
 
-def run_study(plan: Plan) -> pd.DataFrame:
-    """Do the trials that the study's storage lacks; all of them as a table, in order of the rates.
+def standing(plan: Plan, known: Known) -> tuple[pd.DataFrame, dict[Key, DictConfig]]:
+    """What follows from the trials so far: the table, and the trials that the current stage lacks.
 
-    Those of a stage are trained together where `runtime.fleet` says so; each stage waits for those before it.
+    Each stage waits for those before it. With no trial missing the study is complete and the table whole, in order of
+    the rates.
     """
-    study, known = open_study(plan)
-    fleet = fleet_size(plan.cell)
     scores: Scores = {}
-    rows = []
+    rows: list[dict] = []
     for stage, rates in plan.stages(scores):
-        cells = plan.trials(rates)
-        found = {key_of(trial): trial for trial in study.trials}
-        missing = [cell for cell in cells if key_of_cell(cell) not in found]
-        for start in range(0, len(missing), fleet):
-            part = {key_of_cell(cell): cell for cell in missing[start : start + fleet]}
-            known |= run_trials({key: cell for key, cell in part.items() if key not in known})
-            for key in part:
-                study.add_trial(known[key])
-                found[key] = known[key]
-        trials = [found[key_of_cell(cell)] for cell in cells]
+        cells = {plan.key(rate, repeat): (rate, repeat) for rate, repeat in plan.each(rates)}
+        missing = {key: plan.trial(*which) for key, which in cells.items() if key not in known}
+        if missing:
+            return pd.DataFrame(rows), missing
+        trials = [known[key] for key in cells]
         for rate in rates:
             scores[rate] = mean_score([t for t in trials if t.params["learning_rate"] == rate])
         rows += [row(trial) | {"stage": stage} for trial in trials]
-    return pd.DataFrame(rows).sort_values(["learning_rate", "seed"])
+    return pd.DataFrame(rows).sort_values(["learning_rate", "seed"]), {}
 
 
-def open_study(plan: Plan) -> tuple[optuna.Study, Known]:
-    """The study of a plan, and the trials of all studies of its task and method, by recipe and seed.
+def free_trials(plan: Plan, missing: dict[Key, DictConfig]) -> dict[Key, DictConfig]:
+    """Those of some trials that no worker is doing."""
+    trials, free = storage_of(plan), {}
+    for key, cell in missing.items():
+        folder = run_folder(cell)
+        if not living_owner(folder) and not living_owner(folder, file=trials.claim_file(key)):
+            free[key] = cell
+    return free
 
-    A plan with other rates, other stages or another protocol is another study. Trials that both have are copied to it.
+
+def work_on(plan: Plan) -> None:
+    """Do trials of a study until it is complete, or until all that its current stage lacks are done by other workers.
+
+    Trials of a stage are trained jointly where `runtime.fleet` says so.
     """
-    cell = plan.cell
+    trials, limit = storage_of(plan), fleet_size(plan.cell)
+    known = trials.known()
+    while missing := standing(plan, known)[1]:
+        with ExitStack() as stack:
+            ours: dict[Key, DictConfig] = {}
+            for key, cell in missing.items():
+                if len(ours) == limit:
+                    break
+                with contextlib.suppress(RunTaken):
+                    stack.enter_context(Claim(run_folder(cell), file=trials.claim_file(key)))
+                    ours[key] = cell
+            before, known = known, trials.known()  # a trial may have ended before it was claimed
+            done = run_trials({key: cell for key, cell in ours.items() if key not in known})
+            if done:
+                known = trials.enter(done)
+        if known.keys() == before.keys():
+            return
+
+
+def storage_of(plan: Plan) -> Trials:
+    """The storage of the plan's trials.
+
+    A plan with other rates, other stages or another protocol is another study of the same storage.
+    """
     identity = {
-        "seed": cell.seed,
-        "trials": [key_of_cell(plan.trial(rate))[0] for rate in plan.first],
+        "seed": plan.cell.seed,
+        "trials": [plan.key(rate)[0] for rate in plan.first],
         "further": plan.further,
     }
     rule = {"repeats": plan.repeats, "extend": plan.extend, "refine": plan.refine}
     if rule != {"repeats": 1, "extend": 0, "refine": False}:  # studies from before keep their name
         identity |= rule
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = Path(cell.runs).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    name = recipe_hash(identity)
-    file = f"{cell.profile.name}-{cell.task.name}-{cell.adapter.name}.db"
-    storage = f"sqlite:///{folder / file}"
-    study = optuna.create_study(
-        study_name=name, storage=storage, direction="maximize", load_if_exists=True
-    )
-    known = {
-        key_of(trial): trial
-        for other in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=other, storage=storage).trials
-    }
-    return study, known
+    return Trials(plan.cell, recipe_hash(identity))
 
 
 def mean_score(trials: list[FrozenTrial]) -> float | None:

@@ -12,18 +12,12 @@ from omegaconf import DictConfig
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from condlora.errors import DivergedError, UndefinedScore
+from condlora.errors import DivergedError, RunTaken, UndefinedScore
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import read_record, run_folder
+from condlora.search.storage import Key, Known
 from condlora.training import run as finetune
 from condlora.training.bars import say
-
-Key = tuple[str, int]  # a trial's recipe hash and seed
-Known = dict[Key, FrozenTrial]
-
-
-def key_of(trial: FrozenTrial) -> Key:
-    return trial.user_attrs["recipe_hash"], trial.user_attrs["seed"]
 
 
 def key_of_cell(cell: DictConfig) -> Key:
@@ -31,12 +25,16 @@ def key_of_cell(cell: DictConfig) -> Key:
 
 
 def run_trials(trials: dict[Key, DictConfig]) -> Known:
-    """Fine-tune each with its rate: a complete trial with its validation score, or a failed one with the reason."""
+    """Fine-tune each with its rate: a complete trial with its validation score, or a failed one with the reason.
+
+    A run that another process is doing is left out.
+    """
     with contextlib.redirect_stdout(io.StringIO()):  # a run's last line is its test score
         outcomes = finetune.run_together(list(trials.values()))
     return {
         key: ended_trial(cell, key[0], outcome)
         for (key, cell), outcome in zip(trials.items(), outcomes, strict=True)
+        if not isinstance(outcome, RunTaken)
     }
 
 

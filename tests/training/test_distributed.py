@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from condlora.errors import ConfigError
+from condlora.grid import preflight
 from condlora.runs.record import read_record
 from condlora.training import distributed
 from condlora.training import run as finetune
@@ -92,6 +93,50 @@ def test_every_row_is_one_processes(monkeypatch):
             monkeypatch.setenv("RANK", str(rank))
             shares += distributed.own_rows(size).tolist()
         assert shares == list(range(size))
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "and started one, as it does on CPUs"),
+        ({"PMI_SIZE": "2"}, "MPI started several processes"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "srun --mpi=none"),
+    ],
+)  # fmt: skip
+def test_processes_that_do_not_know_of_each_other_are_refused(environment, says, monkeypatch):
+    monkeypatch.setattr(preflight, "has_cuda", lambda: False)
+    with pytest.raises(ConfigError, match=says):
+        preflight.check_launcher(environment)
+    torchrun = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for well in (environment | torchrun, {"ACCELERATE_MIXED_PRECISION": "no"}, {"PMI_SIZE": "1"}):
+        preflight.check_launcher(well)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerate_launch_on_a_cpu_starts_one_process_or_refuses_several(tmp_path, processes):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]  # fmt: skip
+    words = [*WORDS, "protocol.max_steps=2", "protocol.evaluate_every=2", f"runs={tmp_path}"]
+    found = subprocess.run(
+        [*launch, "scripts/train.py", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (found.returncode == 0) == (processes == 1), found.stderr
+    refused = "error: accelerate launch was asked for several processes and started one"
+    assert (refused in found.stderr) == (processes == 2)
+    assert any(tmp_path.rglob("record.json")) == (processes == 1)
+
+
+@pytest.mark.slow
+def test_a_search_is_no_work_for_several_processes_of_one_run(tmp_path):
+    words = ["profile=embedded", f"runs={tmp_path}", f"results={tmp_path}", f"rates={tmp_path}"]
+    found = subprocess.run(
+        [*LAUNCH, "scripts/search_learning_rate.py", *words], cwd=ROOT, capture_output=True, text=True
+    )  # fmt: skip
+    assert found.returncode != 0
+    assert (
+        "error: torchrun and accelerate launch start several processes for one run" in found.stderr
+    )
+    assert not any(tmp_path.rglob("record.json"))
 
 
 def test_workers_of_a_launcher_are_no_processes_of_one_run(tiny_cells, monkeypatch):
