@@ -111,7 +111,7 @@ def stack_factors(model: torch.nn.Module) -> Callable[[], None]:
             theta_A, theta_B = layers[0].theta("default")
             A, B = theta_A @ stacks[name].mT, stacks[name] @ theta_B.T
             for one, factors in zip(layers, zip(A, B, strict=True), strict=True):
-                one._factors = lambda _, factors=factors: factors
+                one.materialise = lambda _, factors=factors: factors
 
     return make
 

@@ -165,19 +165,6 @@ def _rte(w: Words) -> tuple[str, str, int]:
     return premise, w.retell(said, detail=False), label
 
 
-_TASKS = {  # task: generator, text columns, label names in GLUE's order (none: a score)
-    "cola": (_cola, ("sentence",), ["unacceptable", "acceptable"]),
-    "mnli": (_mnli, ("premise", "hypothesis"), ["entailment", "neutral", "contradiction"]),
-    "mrpc": (_mrpc, ("sentence1", "sentence2"), ["not_equivalent", "equivalent"]),
-    "qnli": (_qnli, ("question", "sentence"), ["entailment", "not_entailment"]),
-    "qqp": (_qqp, ("question1", "question2"), ["not_duplicate", "duplicate"]),
-    "rte": (_rte, ("sentence1", "sentence2"), ["entailment", "not_entailment"]),
-    "sst2": (_sst2, ("sentence",), ["negative", "positive"]),
-    "stsb": (_stsb, ("sentence1", "sentence2"), None),
-}
-TASKS = tuple(_TASKS)
-
-
 GENERATORS = {  # task: function, text columns, label names in GLUE's order (None: a score)
     "cola": (_cola, ("sentence",), ["unacceptable", "acceptable"]),
     "mnli": (_mnli, ("premise", "hypothesis"), ["entailment", "neutral", "contradiction"]),
