@@ -84,6 +84,10 @@ test-cluster: $(INSTALLED) ## test the workers on a SLURM cluster that the tests
 test-versions: $(INSTALLED) ## test the PEFT method with the oldest and the newest dependencies allowed (downloads them)
 	$(BIN)/python -m tests.versions
 
+.PHONY: test-peft
+test-peft: $(INSTALLED) ## run PEFT's own tests with rows for CondLoRA (downloads them): about ten minutes
+	$(BIN)/python -m tests.peft_suite -n 2
+
 .PHONY: benchmark
 benchmark: $(INSTALLED) ## time the analysis and a training step beside the stated measures
 	$(BIN)/python scripts/benchmark.py

@@ -99,12 +99,26 @@ def speed() -> list[str]:
     return _table(header, rows)
 
 
+def peft_suite() -> list[str]:
+    """Outcomes of PEFT's own tests: a row for each suite, passed, failed and skipped tests of each method."""
+    found = pd.read_csv(RESULTS / "peft_suite/outcomes.csv").set_index(["suite", "method"])
+    rows = []
+    for suite in found.index.unique("suite"):
+        row = [f"`{suite.rpartition('/')[2]}`"]
+        for method in ("Lora", "Vera", "CondLora"):
+            n = found.loc[(suite, method)]
+            row.append(f"{n.passed} / {n.failed + n.inherent} / {n.skipped}")
+        rows.append([*row, str(found.loc[(suite, "CondLora"), "inherent"])])
+    header = ["passed / failed / skipped", "LoRA", "VeRA", "CondLoRA", "of these failures inherent"]
+    return _table(header, rows)
+
+
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-TABLES = {f.__name__: f for f in (embedded, kinship, kinship_glue, kinship_rank, speed)}
+TABLES = {f.__name__: f for f in (embedded, kinship, kinship_glue, kinship_rank, speed, peft_suite)}
 
 
 def updated(text: str) -> str:

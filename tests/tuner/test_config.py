@@ -6,13 +6,15 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.sharing import Target, layer_index, sharing_group, sharing_groups
+from tests.tasks import ROOT
 from tests.tuner.families import FAMILIES, adapted
 
 
@@ -339,3 +341,14 @@ def test_named_targets_that_are_too_small_are_refused_with_two_ways_on():
         AdapterError, match=r"rank_pattern=\{'head': 2\}.*exclude_modules=\['head'\]"
     ):
         get_peft_model(Head(), config)
+
+
+def test_the_experiment_for_pefts_method_comparison_adapts_a_llama():
+    folder = ROOT / "examples/method_comparison/condlora/llama-3.2-3B-rank32"
+    config = PeftConfig.from_pretrained(folder)
+    assert isinstance(config, CondLoraConfig)
+    llama = transformers.LlamaConfig(vocab_size=20, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    model = get_peft_model(transformers.LlamaForCausalLM(llama), config)
+    # One pair each for q_proj (64 x 64) and v_proj (32 x 64), whatever the number of layers.
+    assert model.get_nb_trainable_parameters()[0] == 32 * (64 + 64) + 32 * (32 + 64)
+    model(input_ids=torch.arange(8)[None]).logits.sum().backward()

@@ -181,9 +181,14 @@ def test_maps_that_come_and_go_at_one_address_are_told_apart():
             torch.testing.assert_close(added(scale), scale * once, rtol=1e-3, atol=1e-2)
 
 
-def test_offloaded_weights_are_said_in_a_sentence():
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_are_said_in_a_sentence(where, tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    model = accelerate.cpu_offload(adapted("bert"), execution_device="cpu")
+    model = adapted("bert")
+    if where == "cpu":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device="cpu")
     with pytest.raises(AdapterError, match="offloaded"):
         logits(model)
 
