@@ -5,6 +5,7 @@ give the same bytes: the only dates are those of the runs and of the rules.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from analysis.present import (
     lora_subspace,
     magnitude_direction,
     parity,
+    pooled,
     positions,
     provenance,
     rank,
@@ -68,6 +70,7 @@ from analysis.study.reference import load_reference
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks, with_adapters
 from condlora.errors import NoFinishedRuns
+from condlora.grid.cells import Cell
 
 TEMPLATES = Path(__file__).parent / "templates"
 BADGES = {
@@ -84,12 +87,13 @@ def build(
     margin_points: float | None = None,
     reference: Path | None = None,
     grids: Grids | None = None,
+    versions: Sequence[Cell] = (),
 ) -> Path:
     """Runs all analyses of a study, writes everything, returns the path of report.html.
 
     margin_points: the margin of equality where it is not that of claims.yaml; reference: the folder of the report that
     this one is compared with, see `analysis.study.reference`; grids: all grids of the experiment that the profile is one
-    of, whose outcome then comes first.
+    of, whose outcome then comes first; versions: runs of the same recipes made elsewhere, see `analysis.study.versions`.
     """
     thresholds, stated = load_rules(margin_points)
     stacks = load_stacks(with_adapters(study.done))
@@ -101,6 +105,7 @@ def build(
     all_claims = [claims.table(found), claims.table_of_parts(found)]
     sections = [
         glue_scores.section(findings.scores, tests, thresholds.margin_points, figures),
+        pooled.section(study.done, list(versions), thresholds),
         conversion_similarity.section(findings.conversion, figures),
         conversion_controls.section(controls(stacks, settings), thresholds, figures),
         linear_map.section(findings.linear_map, thresholds),
