@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.stats.rules import NOT_TESTED, Thresholds, verdict
 from analysis.stats.significance import holm, paired_test, summarise, t_interval
 from analysis.stats.task_means import task_mean
-from analysis.study.names import TASKS
+from analysis.study.names import TASKS, task_order
 from analysis.study.plateau import plateau_rule
 from analysis.study.scores import AVERAGE, by_task, differences
 
@@ -68,8 +68,8 @@ def verdicts(
     pairs = differences(seed_means(runs))
     pairs = pairs[pairs.adapter == adapter]
     rows = []
-    for task, own in pairs.groupby("task", sort=False):
-        x = own.points.to_numpy()
+    for task in sorted(set(pairs.task), key=task_order):
+        x = pairs.points[pairs.task == task].to_numpy()
         found, test = summarise(x), paired_test(x, thresholds.margin_points)
         rows.append([task, found, t_interval(x, thresholds.confidence), test])
     adjusted = holm([row[-1].outside for row in rows])
