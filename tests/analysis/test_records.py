@@ -36,7 +36,6 @@ def grid_cells(finished_cells, monkeypatch):
     """The states on disk of a grid of finished runs, which stands for the profile embedded."""
     plan = tuple(planned(cfg) for cfg in finished_cells(*WORDS))
     monkeypatch.setattr("condlora.grid.listing.plan_cells", lambda *args, **kw: plan)
-    monkeypatch.setattr("analysis.study.grids.plan_cells", lambda *args, **kw: plan)
     return lambda: [state_of(cell) for cell in plan]
 
 
