@@ -29,6 +29,7 @@ from analysis.study.paper import published
 from analysis.study.plateau import plateau_rule
 
 NO_RUNS = "no runs here that can test it"
+NOT_KNOWN = "whether LoRA still improves is not known without its runs"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _of_scores(
     ends = mean.interval(thresholds.confidence)
     part = Part("mean of tasks", decided, mean.mean, ends, mean.n, 0.0, limit, p_holds, p_fails)
     rule = plateau_rule()
-    if all(gains.get(task, np.nan) < rule["points_per_doubling"] for task in tasks):
+    if not tasks.keys() <= gains.keys():
+        return [not_tested(part, NOT_KNOWN)]
+    if all(gains[task] < rule["points_per_doubling"] for task in tasks):
         return [part]
     return [not_tested(part, rule["otherwise"].removeprefix("not tested: "))]
 

@@ -10,7 +10,7 @@ from analysis.maths.amplification import Amplification
 from analysis.maths.lora_subspace import RANKS, TASKS, Comparison, LoraSubspace
 from analysis.present import ledger as page
 from analysis.stats import ledger
-from analysis.stats.ledger import NO_RUNS, Evidence, entries
+from analysis.stats.ledger import NO_RUNS, NOT_KNOWN, Evidence, entries
 from analysis.stats.rules import FAILS, HOLDS, NOT_RESOLVED, NOT_TESTED, load_rules
 from analysis.study.names import label
 from analysis.study.paper import published
@@ -62,6 +62,8 @@ def test_scores_are_not_judged_while_lora_improves(thresholds):
     entry = decided(evidence, thresholds)["dora"]
     assert (entry.verdict, entry.reason) == (NOT_TESTED, "LoRA still improving")
     assert entry.part.estimate == pytest.approx(3, abs=0.2)  # the numbers are shown all the same
+    entry = decided(replace(evidence, gains={"sst2": 0.0}), thresholds)["dora"]
+    assert (entry.verdict, entry.reason) == (NOT_TESTED, NOT_KNOWN)
 
 
 def test_full_fine_tuning_is_compared_in_the_direction_of_the_claim(thresholds):
