@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from analysis.study.records import missing_adapters
 from analysis.study.reference import find_reference
 from analysis.study.selection import open_study
+from analysis.study.versions import other_versions
 from condlora.commands.cli import command
 
 
@@ -20,6 +21,7 @@ from condlora.commands.cli import command
 def main(cfg: DictConfig) -> None:
     study = open_study(cfg)
     reference = find_reference(Path(cfg.results), study.profile, cfg.against)
+    runs, records = Path(cfg.runs), Path(cfg.records)
     if cfg.against is None and missing_adapters(study.done):
         reference = None  # committed records are not compared with the results made from them
     # Imported here: these take seconds, and a wrong setting is reported without them.
@@ -29,9 +31,10 @@ def main(cfg: DictConfig) -> None:
 
     grids = None
     if has_parts(study.profile):
-        places = Path(cfg.runs), list(cfg.may_differ), Path(cfg.records)
-        grids = load_grids(study.profile, *places, fill=cfg.fill_from_records)
-    print(f"Report: {build(study, cfg.margin_points, reference, grids)}")
+        may_differ, fill = list(cfg.may_differ), cfg.fill_from_records
+        grids = load_grids(study.profile, runs, may_differ, records, fill=fill)
+    versions = other_versions(study.done, study.profile, cfg.against, runs, records)
+    print(f"Report: {build(study, cfg.margin_points, reference, grids, versions)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ give the same bytes: the only dates are those of the runs and of the rules.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from analysis.maths.amplification import amplify
 from analysis.maths.conversion_controls import controls
 from analysis.maths.explained_share import explained_shares
 from analysis.maths.lora_subspace import compare as compare_subspaces
-from analysis.maths.magnitude_direction import magnitude_and_direction
+from analysis.maths.magnitude_direction import magnitude_and_direction, of_changed_weights
 from analysis.maths.positions import locate
 from analysis.maths.span_similarity import spans
 from analysis.present import (
@@ -31,10 +33,12 @@ from analysis.present import (
     frontier,
     glue_scores,
     hyperparameters,
+    ledger,
     linear_map,
     lora_subspace,
     magnitude_direction,
     parity,
+    pooled,
     positions,
     provenance,
     rank,
@@ -48,8 +52,10 @@ from analysis.present.limits import in_short, limits
 from analysis.present.report_plots import interval
 from analysis.present.typeset import Section
 from analysis.stats.claims import KINDS, Claim, collect, counts, evaluate, in_order
+from analysis.stats.evidence import Findings
 from analysis.stats.frontier import frontier as frontier_of
-from analysis.stats.rank_runs import by_rank
+from analysis.stats.ledger import Evidence
+from analysis.stats.rank_runs import RankStudy, by_rank
 from analysis.stats.rules import (
     FAILS,
     HOLDS,
@@ -68,6 +74,7 @@ from analysis.study.reference import load_reference
 from analysis.study.selection import Study
 from analysis.study.stacks import Stack, load_stacks, with_adapters
 from condlora.errors import NoFinishedRuns
+from condlora.grid.cells import Cell
 
 TEMPLATES = Path(__file__).parent / "templates"
 BADGES = {
@@ -84,16 +91,18 @@ def build(
     margin_points: float | None = None,
     reference: Path | None = None,
     grids: Grids | None = None,
+    versions: Sequence[Cell] = (),
 ) -> Path:
     """Runs all analyses of a study, writes everything, returns the path of report.html.
 
     margin_points: the margin of equality where it is not that of claims.yaml; reference: the folder of the report that
     this one is compared with, see `analysis.study.reference`; grids: all grids of the experiment that the profile is one
-    of, whose outcome then comes first.
+    of, whose outcome then comes first; versions: runs of the same recipes made elsewhere, see `analysis.study.versions`.
     """
     thresholds, stated = load_rules(margin_points)
     stacks = load_stacks(with_adapters(study.done))
     findings = collect(study, stacks, thresholds)
+    evidence, ranks = _evidence(study, stacks, findings)
     found = evaluate(findings, thresholds, stated)
     claims.write(found, study.folder / "claims.json")
     figures, settings = study.folder / "figures", study.settings
@@ -101,6 +110,7 @@ def build(
     all_claims = [claims.table(found), claims.table_of_parts(found)]
     sections = [
         glue_scores.section(findings.scores, tests, thresholds.margin_points, figures),
+        pooled.section(study.done, list(versions), thresholds),
         conversion_similarity.section(findings.conversion, figures),
         conversion_controls.section(controls(stacks, settings), thresholds, figures),
         linear_map.section(findings.linear_map, thresholds),
@@ -109,7 +119,8 @@ def build(
         adapter_similarity.section(findings.adapters),
         efficiency.section(findings.costs),
         frontier.section(study.done, thresholds.confidence, figures),
-        *_of_matrices(study, stacks),
+        *_of_matrices(study, stacks, evidence, ranks),
+        ledger.section(evidence, thresholds),
         Section("What needs adapters", [missing_adapters(study.done)], [], []),
         hyperparameters.section(study.done),
         provenance.section(study),
@@ -182,20 +193,43 @@ def _of_spans(study: Study, stacks: list[Stack]) -> Section:
     return span_similarity.section(found, tests, study.folder / "figures")
 
 
-def _of_matrices(study: Study, stacks: list[Stack]) -> list[Section]:
+def _evidence(
+    study: Study, stacks: list[Stack], findings: Findings
+) -> tuple[Evidence, RankStudy | None]:
+    """What the claims of other papers rest on, and everything over ranks; without matrices the scores alone."""
+    settings = study.settings
+    ranks = by_rank(study.done, stacks, settings) if any(map(has_rank, study.done)) else None
+    found = Evidence(findings.scores, findings.gains, ranks.runs if ranks else None)
+    if stacks:
+        found = replace(
+            found,
+            subspaces=compare_subspaces(stacks, settings),
+            amplification=amplify(stacks, settings),
+        )
+    directions = [magnitude_and_direction(stacks), of_changed_weights(with_adapters(study.done))]
+    directions = [one for one in directions if len(one)]
+    if directions:
+        found = replace(found, directions=pd.concat(directions, ignore_index=True))
+    return found, ranks
+
+
+def _of_matrices(
+    study: Study, stacks: list[Stack], evidence: Evidence, ranks: RankStudy | None
+) -> list[Section]:
     """What there is to say only where a method's update is one B A a layer; without matrices the scores over ranks."""
-    figures, settings = study.folder / "figures", study.settings
-    ranks = []
-    if any(map(has_rank, study.done)):
-        ranks = [rank.section(by_rank(study.done, stacks, settings), figures)]
+    figures = study.folder / "figures"
+    over_ranks = [rank.section(ranks, figures)] if ranks else []
+    directions = []
+    if evidence.directions is not None:
+        directions = [magnitude_direction.section(evidence.directions)]
     if not stacks:
-        return ranks
+        return [*directions, *over_ranks]
     return [
-        lora_subspace.section(compare_subspaces(stacks, settings), figures),
-        amplification.section(amplify(stacks, settings), figures),
-        magnitude_direction.section(magnitude_and_direction(stacks)),
-        *ranks,
-        positions.section(locate(stacks, settings), figures),
+        lora_subspace.section(evidence.subspaces, figures),
+        amplification.section(evidence.amplification, figures),
+        *directions,
+        *over_ranks,
+        positions.section(locate(stacks, study.settings), figures),
     ]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from analysis.study.records import records_folder, with_records, write_records
 from condlora.errors import NoFinishedRuns
-from condlora.grid.cells import Cell, compose_common, plan_cells, state_of
-from condlora.grid.listing import newest_profile
+from condlora.grid.cells import Cell, compose_common
+from condlora.grid.listing import newest_profile, survey
 
 
 def has_parts(profile: str) -> bool:
@@ -25,12 +25,11 @@ def parts_of(profile: str) -> dict[str, str]:
 def load_cells(
     profile: str, runs: Path, records: Path, *, fill: bool = False
 ) -> tuple[list[Cell], list[str]]:
-    """The cells of one grid with their states, but for those without a learning rate, and what to say of them.
+    """The cells of one grid with their states, and what to say of them.
 
     records, fill: see `analysis.study.records.with_records`.
     """
-    cells = plan_cells((f"profile={profile}",), runs, skip_without_rate=True)
-    return with_records([state_of(cell, verify=True) for cell in cells], records, fill=fill)
+    return with_records(survey(profile, runs), records, fill=fill)
 
 
 def renew_records(profile: str | None, runs: Path, records: Path) -> list[str]:

@@ -148,6 +148,16 @@ def _sha256(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
+def recorded_runs(folder: Path) -> list[RecordedCell]:
+    """All runs of the records in a folder, whatever the recipe of their profile is today."""
+    return [
+        RecordedCell(
+            record["profile"], *key, folder, record["status"], record["reason"], record, record["recipe_hash"], folder, curve
+        )
+        for key, (record, curve) in read_records(folder).items()
+    ]  # fmt: skip
+
+
 # Join with the runs
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from analysis.study.comparability import require_comparable
+from analysis.study.grids import load_cells
 from analysis.study.names import adapter_order, task_order
-from analysis.study.records import with_records
 from condlora.errors import NoFinishedRuns, UserError
 from condlora.grid.cells import Cell, compose_common
-from condlora.grid.listing import newest_profile, survey
+from condlora.grid.listing import newest_profile
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +79,7 @@ def open_study(cfg: DictConfig) -> Study:
         )
     runs = Path(cfg.runs)
     profile = cfg.profile or newest_profile(runs)
-    cells, notes = with_records(
-        survey(profile, runs), Path(cfg.records), fill=cfg.fill_from_records
-    )
+    cells, notes = load_cells(profile, runs, Path(cfg.records), fill=cfg.fill_from_records)
     if not finished(cells):
         raise NoFinishedRuns(
             f"Profile '{profile}' has no finished run in {runs} and no committed records: run the profile first."

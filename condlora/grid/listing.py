@@ -15,15 +15,16 @@ from condlora.runs.record import read_cell_record
 
 
 def survey(profile: str, runs: Path) -> list[Cell]:
-    """All cells of a profile's grid; for `adhoc`, which has no grid, the runs that are there.
+    """All cells of a profile's grid that have a learning rate; for `adhoc`, which has no grid, the runs that are there.
 
-    Their results are used, so the files of finished runs are compared with their checksums.
+    Their results are used, so the files of finished runs are compared with their checksums. Cells whose rate has not been
+    searched yet cannot have a run, and those that have one can be analysed before the search has ended.
 
     Raises:
         NoFinishedRuns: `adhoc` without a run. ConfigError or Hydra's own: an unknown profile.
     """
     if profile != "adhoc":
-        cells = plan_cells((f"profile={profile}",), Path(runs))
+        cells = plan_cells((f"profile={profile}",), Path(runs), skip_without_rate=True)
         return [state_of(cell, verify=True) for cell in cells]
     folders = _run_folders(Path(runs) / profile)
     if not folders:

@@ -19,12 +19,14 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from condlora.errors import AdapterError, ConfigError, UserError, first_line
 from condlora.models import baselines
 from condlora.models.backbones import Backbone, fresh_model, load_backbone
 from condlora.tuner import Factors, layer_factors
 from condlora.tuner.io.adapter_folder import order_names
+from condlora.tuner.sharing import layer_index
 
 
 def add_adapter(
@@ -123,6 +125,37 @@ def load_factors(folder: Path) -> dict[str, Factors]:
         return {}
     model, cfg = load_run(folder)
     return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))
+
+
+def changed_weights(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """W0 and W (L, out, in) after training, with the update merged, and the 0-based layers of a finished run, by module kind.
+
+    For any method that can be merged, full fine-tuning included; empty for others.
+    """
+    model, cfg = load_run(folder)
+    _, backbone = _settings_of(folder)
+    merged = baselines.baseline_of(model).merged()
+    found: dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]] = {}
+    if merged is None:
+        return found
+    after = dict(merged.named_modules())
+    for kind, name in cfg.backbone.modules.items():
+        of_kind = {
+            layer_index(path): (_weight(module), _weight(after[path]))
+            for path, module in backbone.model.named_modules()
+            if path.rsplit(".", 1)[-1] == name
+        }
+        layers = sorted(of_kind)
+        pairs = zip(*(of_kind[layer] for layer in layers), strict=True)
+        W0, W = (torch.stack(weights) for weights in pairs)
+        found[kind] = W0, W, layers
+    return found
+
+
+def _weight(module: torch.nn.Module) -> torch.Tensor:
+    """The weight of a linear layer, (out, in); GPT-2's is stored as (in, out)."""
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def initial_factors(folder: Path, seed: int) -> dict[str, Factors]:

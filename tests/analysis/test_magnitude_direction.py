@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from analysis.maths.magnitude_direction import changes, magnitude_and_direction
+from analysis.maths.magnitude_direction import (
+    changes,
+    changes_of_weights,
+    magnitude_and_direction,
+    of_changed_weights,
+)
 from analysis.present import magnitude_direction
 from analysis.study.stacks import Stack
 from tests.analysis.conftest import make_cell
@@ -45,3 +50,32 @@ def test_every_run_has_a_correlation_and_a_place_in_the_table():
     section = magnitude_direction.section(found)
     assert section.details[0].rows[0][:3] == ["value", "LoRA", "4"]
     assert magnitude_direction.section(magnitude_and_direction([])).text == []
+
+
+def test_the_changes_of_whole_weights_are_those_of_their_update():
+    W, A, B = gaussian(L, D, 9), gaussian(1, L, R, 9, seed=1), gaussian(1, L, D, R, seed=2)
+    wanted = changes(W, A, B, torch.ones(1))
+    found = changes_of_weights(W, W + (B @ A)[0])
+    torch.testing.assert_close(found, (wanted[0][0], wanted[1][0]))
+
+
+def test_full_fine_tuning_and_dora_are_rows_of_the_table():
+    """Rows that are scaled change in size alone; those that also turn, in proportion to the layer's number, in both."""
+    W = torch.eye(D, dtype=torch.float64).expand(L, -1, -1)
+    layer = torch.arange(1, L + 1)[:, None, None] / 10
+    turned = W.roll(1, dims=-1)
+    weights = {
+        "full": W * (1.5 - layer) + layer * turned,  # the more a row turns, the less it grows
+        "dora": W * (1 + layer) + layer * turned,
+    }
+
+    def load(folder):
+        return {"query": (W, weights[folder.parts[-2]], list(range(L)))}
+
+    cells = [make_cell("rte", method, 0) for method in ("lora", "full", "dora")]
+    found = of_changed_weights(cells, load).set_index("method")
+    assert list(found.index) == ["full", "dora"]
+    assert found.correlation["full"] < -0.9 and found.correlation["dora"] > 0.9
+    table = magnitude_direction.section(found.reset_index()).details[0]
+    assert {row[1] for row in table.rows} == {"Full fine-tuning", "DoRA"}
+    assert not len(of_changed_weights([make_cell("rte", "lora", 0)]))

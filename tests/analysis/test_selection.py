@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from analysis.study import paper, selection
+from analysis.study import grids, paper, selection
 from condlora.errors import NoFinishedRuns, UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "analysis" / "settings.yaml"
@@ -21,7 +21,7 @@ def config(tmp_path):
 
 def test_newest_profile_is_the_default(config, monkeypatch, grid):
     monkeypatch.setattr(selection, "newest_profile", lambda runs: "minilm_glue")
-    monkeypatch.setattr(selection, "survey", lambda profile, runs: grid)
+    monkeypatch.setattr(grids, "survey", lambda profile, runs: grid)
     study = selection.open_study(config)
     assert study.profile == "minilm_glue" and study.folder == Path(config.results) / "minilm_glue"
     assert any(line.startswith("CoLA has no runs here") for line in study.left_out)
@@ -34,9 +34,15 @@ def test_a_profile_without_a_finished_run_is_an_error_with_a_next_step(
     config, monkeypatch, cell, spoil
 ):
     cells = [spoil(cell("rte", "lora", 0), "failed", "no")]
-    monkeypatch.setattr(selection, "survey", lambda profile, runs: cells)
+    monkeypatch.setattr(grids, "survey", lambda profile, runs: cells)
     config.profile = "embedded"
     with pytest.raises(NoFinishedRuns, match="'embedded' has no finished run"):
+        selection.open_study(config)
+
+
+def test_runs_are_read_before_every_method_has_a_learning_rate(config):
+    config.profile = "parity"  # its rates are searched method by method
+    with pytest.raises(NoFinishedRuns, match="'parity' has no finished run"):
         selection.open_study(config)
 
 
@@ -65,7 +71,7 @@ def test_baselines_start_from_their_seed_each_time(settings):
 def test_runs_on_other_data_are_refused_by_default_and_of_other_versions_joined(
     config, monkeypatch, grid
 ):
-    monkeypatch.setattr(selection, "survey", lambda profile, runs: grid)
+    monkeypatch.setattr(grids, "survey", lambda profile, runs: grid)
     config.profile = "embedded"
     grid[0].record["environment"]["versions"]["torch"] = "2.11.0"
     assert selection.open_study(config).done

@@ -22,7 +22,13 @@ from analysis.study.names import label
 from analysis.study.selection import open_study
 from condlora.errors import ConfigError, UserError
 from condlora.grid.cells import compose_cells
-from condlora.models.adapters import load_adapter, load_factors, load_run, save_adapter
+from condlora.models.adapters import (
+    changed_weights,
+    load_adapter,
+    load_factors,
+    load_run,
+    save_adapter,
+)
 from condlora.models.backbones import load_backbone
 from condlora.models.baselines import attach, baseline_of
 from condlora.runs.recipe import recipe
@@ -124,6 +130,18 @@ def trained_and_resumed(whole):
     return record
 
 
+def assert_weights_after_training(folder, method):
+    """W of every layer has moved; LoRA's by s B A."""
+    changed = changed_weights(folder)
+    assert changed
+    for kind, (W0, W, layers) in changed.items():
+        assert layers == list(range(len(W)))
+        assert ((W - W0).abs().amax(dim=(1, 2)) > 0).all()
+        if method == "lora":
+            own = load_factors(folder)[kind]
+            torch.testing.assert_close(W, own.W + own.scaling * own.B @ own.A)
+
+
 @pytest.mark.parametrize(
     "method", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED_HERE]
 )
@@ -135,6 +153,8 @@ def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
     )
 
     assert bool(load_factors(run_folder(whole))) == (method in ONE_PRODUCT)
+    if method in ("lora", "full", "dora"):
+        assert_weights_after_training(run_folder(whole), method)
 
     before, _ = started(whole)
     after, _ = load_run(run_folder(whole))
