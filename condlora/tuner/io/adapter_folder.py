@@ -40,7 +40,10 @@ def check_free(folder: str | Path) -> None:
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise AdapterError(f"{folder} exists and is not empty: choose a new folder, or remove it.")
+        raise AdapterError(
+            f"{folder} exists and is not empty: choose a new folder, or remove it. In Python, overwrite=True replaces a "
+            "folder that holds an adapter and nothing else."
+        )
 
 
 def write_adapter(
