@@ -92,6 +92,11 @@ test-peft: $(INSTALLED) ## run PEFT's own tests with rows for CondLoRA (download
 benchmark: $(INSTALLED) ## time the analysis and a training step beside the stated measures
 	$(BIN)/python scripts/benchmark.py
 
+# With python3 as it is where `make install` was not run: a machine with a GPU may have torch and no network.
+.PHONY: gpu-check
+gpu-check: ## test and time training on this machine's GPU, ten minutes at most: make gpu-check ARGS='parts.mpnet=0'
+	@PYTHONPATH=$(CURDIR):$$PYTHONPATH $(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu_check.py $(ARGS)
+
 .PHONY: soak
 soak: $(INSTALLED) ## kill runs, disks and launchers at random for half an hour; nothing may be lost or differ
 	$(BIN)/python -m tests.faults.soak

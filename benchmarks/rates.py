@@ -10,14 +10,14 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from benchmarks.workload import FLEET, SEED, cell, data_of
+from benchmarks.workload import FLEET, SEED, backbone_of, cell, data_of
 from condlora.grid.cells import compose_cells, compose_common
-from condlora.models.backbones import load_backbone
 from condlora.training.evaluation import collator
-from condlora.training.setup import initialise, num_labels, streams
+from condlora.training.setup import initialise, streams
 
 
 def wait_for(device: torch.device) -> None:
@@ -29,7 +29,7 @@ def wait_for(device: torch.device) -> None:
 def flops_per_token(wanted: DictConfig, model: str, task: str, length: int) -> float:
     """Operations of the linear layers per token, with LoRA, in a step on examples of `length` tokens."""
     cfg = cell(wanted, model, task, "lora", "longest")
-    backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
+    backbone = backbone_of(cfg)
     data = data_of(cfg, backbone, np.array([length] * 2))
     classifier = initialise(cfg, backbone, streams(SEED, task), data).train()
     classifier = classifier.to(data.train.labels.device)
@@ -54,8 +54,15 @@ def linear_flops(model: nn.Module, inputs: dict) -> int:
     return sum(found)
 
 
+def matrix_rate(wanted: DictConfig, accelerator: Accelerator) -> float:
+    """Operations per second of one large matrix product on the device, in the precision of the steps."""
+    precisions = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = precisions.get(accelerator.mixed_precision, torch.float32)
+    return product_rate(accelerator.device, dtype, wanted.matrix[accelerator.device.type])
+
+
 @functools.lru_cache
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Operations per second in the fastest of five products of two (size, size) matrices."""
     x = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
@@ -72,7 +79,7 @@ def projected_hours(table: pd.DataFrame, profiles: list[str]) -> pd.DataFrame:
     """Hours of training the profiles' grids would take on this machine, run after run, by variant.
 
     Counts the runs whose backbone and method were measured, with all their steps and without evaluation. A task that
-    was not measured gets the harmonic mean of the measured rates.
+    was not measured gets the harmonic mean of the measured rates. NaN where a method was not measured in a variant.
     """
     rates = table.pivot_table(
         index=["model", "method"], columns=["variant", "task"], values="examples_per_second"
@@ -91,13 +98,14 @@ def projected_hours(table: pd.DataFrame, profiles: list[str]) -> pd.DataFrame:
             if (cfg.backbone.name, cfg.adapter.name) in rates.index
         ]
         row = {"profile": profile, "runs": len(cells) * seeds}
-        fleets = [name for name in table["variant"].unique() if name.startswith(FLEET)]
-        for variant in ("longest", "packed", *fleets):
+        for variant in table["variant"].unique():
+            if variant not in ("longest", "packed") and not variant.startswith(FLEET):
+                continue
             hours = 0.0
             for cfg in cells:
-                found = rates.loc[(cfg.backbone.name, cfg.adapter.name), variant]
-                rate = found.get(cfg.task.name, statistics.harmonic_mean(list(found)))
-                hours += seeds * trained_examples(cfg) / rate / 3600
+                found = rates.loc[(cfg.backbone.name, cfg.adapter.name), variant].dropna()
+                mean = statistics.harmonic_mean(list(found)) if len(found) else math.nan
+                hours += seeds * trained_examples(cfg) / found.get(cfg.task.name, mean) / 3600
             row[f"hours_{variant}"] = round(hours, 2)
         rows.append(row)
     return pd.DataFrame(rows)

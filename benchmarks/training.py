@@ -8,10 +8,6 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-import time
-from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -25,7 +21,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.rates import flops_per_token, matrix_rate, projected_hours, wait_for
+from benchmarks.rates import flops_per_token, matrix_rate, projected_hours
+from benchmarks.steps import Clock, member, take_step
 from benchmarks.workload import (
     COMPILED,
     FLEET,
@@ -33,27 +30,19 @@ from benchmarks.workload import (
     OURS,
     SEED,
     TRAINERS,
+    backbone_of,
     batch_size,
     cell,
     data_of,
     sample,
 )
 from condlora.glue.batches import ShuffledEachEpoch
-from condlora.models.backbones import Backbone, load_backbone
+from condlora.models.backbones import Backbone
 from condlora.runs.environment import PeakMemory
-from condlora.training.compatibility import compatible, find_kinds
+from condlora.training.compatibility import find_kinds
 from condlora.training.data import Data
 from condlora.training.device import choose_attention, make_accelerator
-from condlora.training.setup import (
-    Batches,
-    initialise,
-    num_labels,
-    prepare_training,
-    streams,
-    training_data,
-)
-from condlora.training.state import Training
-from condlora.training.step import step
+from condlora.training.setup import initialise, streams
 
 
 def training(cfg: DictConfig) -> pd.DataFrame:
@@ -103,9 +92,7 @@ def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> lis
     lengths = sample(wanted, task, 1000)
     flops = flops_per_token(wanted, model, task, round(lengths.mean()))
     accelerator = make_accelerator(cell(wanted, model, task, "lora", "longest"))
-    precision = accelerator.mixed_precision
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    limit = matrix_rate(accelerator.device, dtype, wanted.matrix[accelerator.device.type])
+    limit = matrix_rate(wanted, accelerator)
     rows = []
     for contest in turns[0]:
         examples = statistics.median(t[contest][0] for t in turns)
@@ -118,7 +105,7 @@ def summary(wanted: DictConfig, model: str, task: str, turns: list[dict]) -> lis
             "method": contest[0],
             "variant": contest[1],
             "batch": batch_size(wanted, contest[1]),
-            "precision": precision,
+            "precision": accelerator.mixed_precision,
             "turns": len(turns),
             "examples_per_second": examples,
             "tokens_per_second": tokens,
@@ -146,7 +133,7 @@ def turn(
     cfg.protocol.batch_size = size
     accelerator = make_accelerator(cfg)
     memory = PeakMemory(accelerator.device)
-    backbone = load_backbone(cfg.backbone, num_labels=num_labels(cfg))
+    backbone = backbone_of(cfg)
     data = data_of(cfg, backbone, sample(wanted, task, (wanted.steps + 1) * size))
     clock = Clock(accelerator.device, wanted.steps)
     run = with_trainer if is_trainer else with_our_loop
@@ -162,41 +149,18 @@ def with_our_loop(
     cfg: DictConfig, backbone: Backbone, data: Data, accelerator: Accelerator, clock: Clock, variant: str
 ) -> None:  # fmt: skip
     choose_attention(cfg, backbone, accelerator)
-    members = []
-    for seed in range(members_in(variant)):
-        model = initialise(cfg, backbone, streams(seed, cfg.task.name), data)
-        training = prepare_training(cfg, model, clock.steps + 1, accelerator)
-        members.append(Timed(training, training_data(cfg, data, {"data": seed}, accelerator)))
+    members = [
+        member(cfg, backbone, data, accelerator, seed) for seed in range(members_in(variant))
+    ]
     if variant == COMPILED:
         torch.compiler.reset()  # forget what the previous turn compiled
         members[0].training.model.compile(dynamic=True)
     find_kinds(members)
     clock.begin()
     for _ in range(clock.steps + 1):
-        for member in members:
-            member.batch = member.batches.next(member.training.progress)
-        for group in compatible(members):
-            for member, loss in step(group):
-                member.training.progress.count(len(member.batch["labels"]), loss)
+        take_step(members)
         clock.tick()
     accelerator.free_memory()
-
-
-@dataclass
-class Timed:
-    """A member of the steps that are timed, in place of a run; its errors are raised."""
-
-    training: Training
-    batches: Batches
-    batch: dict | None = None
-    kind: Hashable = None
-    is_active: bool = True
-
-    def guard(self) -> AbstractContextManager:
-        return nullcontext()
-
-    def fail(self, error: Exception) -> None:
-        raise error
 
 
 def with_trainer(
@@ -228,10 +192,23 @@ def with_trainer(
         rows = (data.train[i] for i in range(len(data.train)))
         examples = [{name: values.tolist() for name, values in row.items()} for row in rows]
         trainer = InOurOrder(
-            model, settings, data_collator=collate, train_dataset=examples, callbacks=[clock]
+            model, settings, data_collator=collate, train_dataset=examples, callbacks=[Watch(clock)]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+class Watch(TrainerCallback):
+    """Runs a clock from the Trainer's own calls."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def on_train_begin(self, *_, **__) -> None:
+        self.clock.begin()
+
+    def on_step_end(self, *_, **__) -> None:
+        self.clock.tick()
 
 
 class InOurOrder(Trainer):
@@ -239,31 +216,3 @@ class InOurOrder(Trainer):
 
     def _get_train_sampler(self, train_dataset: list) -> ShuffledEachEpoch:
         return ShuffledEachEpoch(len(train_dataset), SEED)
-
-
-class Clock(TrainerCallback):
-    """Times the first step (the warm-up) and the `steps` steps after it."""
-
-    def __init__(self, device: torch.device, steps: int):
-        self.device, self.steps, self.ticks = device, steps, 0
-
-    def begin(self) -> None:
-        self.began = self.now()
-
-    def tick(self) -> None:
-        self.ticks += 1
-        if self.ticks == 1:
-            self.started = self.now()
-            self.first_seconds = self.started - self.began
-        if self.ticks == self.steps + 1:
-            self.seconds = self.now() - self.started
-
-    def on_train_begin(self, *_, **__) -> None:
-        self.begin()
-
-    def on_step_end(self, *_, **__) -> None:
-        self.tick()
-
-    def now(self) -> float:
-        wait_for(self.device)
-        return time.perf_counter()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from condlora.errors import ConfigError
@@ -15,10 +19,11 @@ from condlora.glue.batches import Encoded, encode
 from condlora.glue.sources import load_text
 from condlora.glue.tasks import task_from_config
 from condlora.grid.cells import compose_cells
-from condlora.models.backbones import Backbone
+from condlora.models.backbones import Backbone, as_backbone, labels_of, random_model
 from condlora.paths import CONFIGS
 from condlora.training.data import Data
 from condlora.training.device import find_device
+from condlora.training.setup import num_labels
 
 TOKENS = "tokens_"  # in place of a task's name: examples of this many tokens each
 TRAINERS = (
@@ -28,6 +33,7 @@ TRAINERS = (
 OURS = ("max_length", "longest", "packed")
 FLEET = "fleet_"  # followed by the number of runs trained jointly
 COMPILED = "compiled"  # as "longest", with torch.compile, compiled once for all lengths
+BUCKETS = "buckets"  # as "compiled", once for each of a few lengths, and with CUDA graphs
 LONG = ("trainer_512", "max_length")  # every row is padded to the maximum length
 SEED = 0
 
@@ -37,16 +43,38 @@ def batch_size(wanted: DictConfig, variant: str) -> int:
 
 
 def cell(wanted: DictConfig, model: str, task: str, method: str, padding: str) -> DictConfig:
-    """The config that scripts/train.py would compose, with a backbone of the given shape and random weights."""
+    """The config that scripts/train.py would compose, with random weights in the shape of a backbone of configs/."""
     overrides = (
-        "backbone=tiny", "data=synthetic", f"task={task_of(task)}", f"adapter={method}", f"seed={SEED}",
+        f"backbone={model}", "data=synthetic", f"task={task_of(task)}", f"adapter={method}", f"seed={SEED}",
         f"protocol.precision={wanted.precision}", f"protocol.max_length={wanted.max_length}",
-        f"runtime.padding={padding}", f"runtime.threads={wanted.threads or 'null'}",
+        f"runtime.padding={padding}", f"runtime.threads={wanted.threads or 'null'}", f"runtime.device={wanted.device}",
     )  # fmt: skip
     (composed,) = compose_cells(overrides)
     cfg = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
+    cfg.backbone.source, cfg.backbone.weights_seed = "random", SEED
     cfg.backbone.architecture = wanted.shapes[model]
     return cfg
+
+
+def backbone_of(cfg: DictConfig) -> Backbone:
+    """The backbone of `cell`'s config. Its tokenizer knows no word: the benchmark makes tokens itself."""
+    settings = OmegaConf.to_container(cfg.backbone, resolve=True)
+    return _backbone(json.dumps(settings, sort_keys=True), num_labels(cfg))
+
+
+@functools.lru_cache(maxsize=1)  # the largest has half a gigabyte
+def _backbone(settings: str, outputs: int) -> Backbone:
+    cfg = OmegaConf.create(json.loads(settings))
+    model, missing = random_model(cfg, labels_of(outputs))
+    pad = model.config.pad_token_id or 0
+    words = WordLevel({"[PAD]": pad, "[UNK]": pad + 1}, unk_token="[UNK]")
+    ends = TemplateProcessing(pair="$A [UNK] $B", special_tokens=[("[UNK]", pad + 1)])
+    tokenizer = Tokenizer(words)
+    tokenizer.post_processor = ends  # as texts of a pair are kept apart
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=512
+    )
+    return as_backbone(cfg, model, missing, fast)
 
 
 def task_of(name: str) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 # The ranges of pyproject.toml: from the first version, below the second.
 SUPPORTED = {
     "torch": ("2.11", "2.14"),
-    "transformers": ("5.18", "5.24"),
+    "transformers": ("5.17", "5.24"),
     "peft": ("0.21.2", "0.22"),
-    "huggingface_hub": ("2", "3"),
+    "huggingface_hub": ("1.5", "3"),
 }
 
 

@@ -73,9 +73,7 @@ def command(
                 )
                 sys.exit(getattr(error, "exit_status", 130))
             except Exception as error:
-                from condlora.commands.explain import explain
-
-                message = explain(error)
+                message = _message(error)
                 if message is None or debug:
                     raise
                 print(f"error: {message}", file=sys.stderr)
@@ -87,6 +85,15 @@ def command(
         return main
 
     return decorate
+
+
+def _message(error: Exception) -> str | None:
+    """What is printed for an error, None for a defect of ours; a user's error needs no library to be explained."""
+    if isinstance(error, UserError):
+        return str(error)
+    from condlora.commands.explain import explain
+
+    return explain(error)
 
 
 def _print(text: str) -> None:
@@ -111,6 +118,8 @@ def _run(
     with_grid: bool,
 ) -> None:
     """Let Hydra call `function` once for each job of the command line, here or in a launcher's workers."""
+    if before is not None:
+        before(overrides)
     import hydra
 
     from condlora.commands.settings import check_command
@@ -127,8 +136,6 @@ def _run(
             raised.append(error)
 
     path = CONFIGS / config
-    if before is not None:
-        before(overrides)
     hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.name)(job)()
     if raised:
         raise raised[0]

@@ -67,10 +67,20 @@ class BenchmarkSettings(Settings):
     repeats: whole(1)
 
 
+class GpuCheckSettings(Settings):
+    """The settings of configs/gpu_check.yaml that are no part of a measurement."""
+
+    device: choice("cuda", "cpu")
+    size: choice("full", "toy")
+    seconds: whole(1)
+    profile: NAME
+
+
 SCHEMAS = {
     "search/settings": SearchSettings,
     "analysis/settings": AnalysisSettings,
     "benchmark": BenchmarkSettings,
+    "gpu_check": GpuCheckSettings,
 }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from condlora.errors import ConfigError, DataError, DeviceError, NetworkError
 from condlora.glue.folder import data_folder
 from condlora.grid.cells import compose_common, each_config
+from condlora.runs.environment import has_cuda
 from condlora.runs.recipe import recipe
 from condlora.runs.settings import SeedSettings, run_faults
 from condlora.settings import faults, folder_fault, refuse
@@ -97,18 +96,6 @@ def _require_machine(common: DictConfig) -> None:
         raise DeviceError(
             "runtime.device=cuda, but no CUDA device is available: use runtime.device=auto."
         )
-
-
-def has_cuda() -> bool:
-    """Whether torch finds a GPU; torch, which takes seconds to import, is asked only where a driver is present."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    drivers = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
-    if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _unreachable(cfg: DictConfig) -> list[str]:

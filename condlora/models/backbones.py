@@ -82,10 +82,9 @@ def load_backbone(cfg: DictConfig, *, num_labels: int) -> Backbone:
 @functools.lru_cache(maxsize=4)
 def _load(settings: str, num_labels: int) -> Backbone:
     cfg = OmegaConf.create(json.loads(settings))
-    problem = "regression" if num_labels == 1 else "single_label_classification"
-    labels = {"num_labels": num_labels, "problem_type": problem}
+    labels = labels_of(num_labels)
     if cfg.source == "random":
-        model, missing = _random_model(cfg, labels)
+        model, missing = random_model(cfg, labels)
         tokenizer = _tokenizer(_package_folder(cfg.tokenizer_package, cfg.tokenizer_folder), None)
     else:
         place, revision = _place(cfg)
@@ -97,6 +96,28 @@ def _load(settings: str, num_labels: int) -> Backbone:
             f"The tokenizer of {cfg.name} knows {len(tokenizer)} of the model's {model.config.vocab_size} tokens: add "
             "the tokenizer's files to the model's."
         )
+    backbone = as_backbone(cfg, model, missing, tokenizer)
+    if cfg.get("weights_sha256") not in (None, backbone.description["weights_sha256"]):
+        raise BackboneError(
+            f"The SHA-256 of the weights of {cfg.name} is {backbone.description['weights_sha256']}, not that of "
+            "backbone.weights_sha256: fetch them again, or set it to null to use these."
+        )
+    return backbone
+
+
+def labels_of(num_labels: int) -> dict:
+    """What a classifier's config says of its outputs; one output is a regression."""
+    problem = "regression" if num_labels == 1 else "single_label_classification"
+    return {"num_labels": num_labels, "problem_type": problem}
+
+
+def as_backbone(
+    cfg: DictConfig,
+    model: PreTrainedModel,
+    missing: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Backbone:
+    """A frozen backbone from a classifier, fitted to its tokenizer; `missing`: names of the tensors of a new head."""
     head = find_head(model, missing, cfg.name)
     fit_to_each_other(model, tokenizer, cfg.name)
     model.name_or_path = model.config._name_or_path = str(cfg.get("model", cfg.name))
@@ -112,11 +133,6 @@ def _load(settings: str, num_labels: int) -> Backbone:
         "modules": OmegaConf.to_container(cfg.modules),
         "head": list(head),
     }
-    if cfg.get("weights_sha256") not in (None, description["weights_sha256"]):
-        raise BackboneError(
-            f"The SHA-256 of the weights of {cfg.name} is {description['weights_sha256']}, not that of "
-            "backbone.weights_sha256: fetch them again, or set it to null to use these."
-        )
     return Backbone(model.eval(), tokenizer, head, longest_input(model, tokenizer), description)
 
 
@@ -209,7 +225,8 @@ def _pretrained_model(place: str, revision: str | None, labels: dict, cfg: DictC
     return model, sorted({*info["missing_keys"], *mismatched})
 
 
-def _random_model(cfg: DictConfig, labels: dict):
+def random_model(cfg: DictConfig, labels: dict) -> tuple[PreTrainedModel, list[str]]:
+    """A classifier of `cfg.architecture`, drawn from `cfg.weights_seed`, and the names of its head's tensors."""
     architecture = OmegaConf.to_container(cfg.architecture)
     config = AutoConfig.for_model(**architecture, **labels)
     with torch.random.fork_rng():

@@ -44,6 +44,7 @@ WRONG = [
     (["scripts/list.py", "profile=nothing"], "There is no profile 'nothing'"),
     (["scripts/search_learning_rate.py", "profile=embedded", "jobs=-1"], "Invalid value jobs=-1"),
     (["analysis/glue_scores.py", "baseline_draws=0"], "Invalid value baseline_draws=0"),
+    (["scripts/gpu_check.py"], "no CUDA device is available"),
     (["analysis/report.py", "runs=/nowhere"], "There are no finished runs in /nowhere"),
 ]  # fmt: skip
 

@@ -29,7 +29,7 @@ from condlora.training import run as finetune
 from condlora.training import step as stepping
 from condlora.training.state import Training
 from tests.faults.harness import Stop, fault, stop
-from tests.members import ACCELERATOR, Member
+from tests.members import ACCELERATOR, Member, batch, steps, training
 from tests.tasks import ROOT, slow
 
 SHRUNK = (
@@ -70,70 +70,6 @@ def assert_equal_but_for_rounding(cfg, other, relative):
 
 
 # What a joint pass computes
-
-
-METHODS = {
-    "lora": lambda **s: LoraConfig(r=4, lora_alpha=4, **s),
-    "rslora": lambda **s: LoraConfig(r=4, lora_alpha=4, use_rslora=True, **s),
-    "condlora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, **s),
-    "condlora_blocks": lambda **s: CondLoraConfig(r=4, lora_alpha=4, layers_per_map=2, **s),
-    "tied_lora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="tied_lora", **s),
-    "cond_pissa": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="cond_pissa", **s),
-    "condlora_other_layer": lambda **s: CondLoraConfig(
-        r=4, lora_alpha=4, method="condlora_other_layer", **s
-    ),
-    "condlora_random": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_random", **s),
-}
-
-
-def training(tiny_bert, name, seed, dtype, dropout=0.0, **settings):
-    settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    base = tiny_bert(**settings).to(dtype)
-    torch.manual_seed(seed)
-    config = METHODS[name](
-        target_modules=["query", "value"], modules_to_save=["classifier"], task_type="SEQ_CLS"
-    )
-    model = get_peft_model(base, config)
-    with torch.no_grad():  # so that the updates are not zero
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3 * (1 + seed))
-    return Training(model, optimizer, constant(optimizer), ACCELERATOR, 1.0)
-
-
-def constant(optimizer):
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def batch(seed, outputs=3):
-    generator = torch.Generator().manual_seed(seed)
-    length = int(torch.randint(5, 12, (), generator=generator))
-    lengths = torch.randint(2, length + 1, (4,), generator=generator)
-    mask = (torch.arange(length) < lengths[:, None]).long()
-    ids = torch.randint(1, 50, (4, length), generator=generator) * mask
-    labels = torch.randint(outputs, (4,), generator=generator)
-    if outputs == 1:
-        labels = torch.randn(4, generator=generator, dtype=torch.float64)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def steps(trainings, count, together, outputs=3, cycle=1000):
-    """Losses (steps, runs) of training each on that many batches of its own; `gradients` are those of the last step."""
-    found = []
-    for i, training in enumerate(trainings):
-        training.max_grad_norm = 0.5 + i
-    for number in range(count):
-        batches = [batch(100 * (number % cycle) + i, outputs) for i in range(len(trainings))]
-        members = [Member(t, b) for t, b in zip(trainings, batches, strict=True)]
-        taken = []
-        for group in [members] if together else [[member] for member in members]:
-            taken += stepping.step(group)
-        for member, loss in taken:
-            member.training.progress.count(4, loss)
-        found.append([float(loss) for _, loss in taken])
-    return torch.tensor(found)
 
 
 @pytest.mark.parametrize(
