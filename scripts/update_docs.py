@@ -1,4 +1,6 @@
-"""Write the tables in docs/ that repeat results, from results/reference: `python scripts/update_docs.py [--check]`.
+"""Write the tables in docs/ that repeat results or configs: `python scripts/update_docs.py [--check]`.
+
+Results are those in results/reference; the table of methods is made by `method_table.py`.
 
 Between `<!-- table NAME -->` and `<!-- end -->` stands what the function NAME below gives. --check changes nothing
 and ends with status 1 where a table is not up to date.
@@ -113,12 +115,22 @@ def peft_suite() -> list[str]:
     return _table(header, rows)
 
 
+def methods() -> list[str]:
+    """One table for each family of methods."""
+    from method_table import tables  # imports torch
+
+    return tables()
+
+
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-TABLES = {f.__name__: f for f in (embedded, kinship, kinship_glue, kinship_rank, speed, peft_suite)}
+TABLES = {
+    f.__name__: f
+    for f in (embedded, kinship, kinship_glue, kinship_rank, speed, peft_suite, methods)
+}
 
 
 def updated(text: str) -> str:

@@ -58,6 +58,12 @@ METHODS = {
         r=4, lora_alpha=4, method="condlora_other_layer", **s
     ),
     "condlora_random": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_random", **s),
+    "condlora_x": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_x", **s),
+    "lotr": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="lotr", **s),
+    "half_lora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="half_lora", **s),
+    "melora": lambda **s: CondLoraConfig(
+        r=4, lora_alpha=4, method="melora", options={"blocks": 2}, **s
+    ),
 }
 
 

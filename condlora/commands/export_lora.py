@@ -23,7 +23,9 @@ def main() -> None:
         "--base", help="folder or hub id of the base model, if not the one recorded"
     )
     parser.add_argument(
-        "--rank", type=int, help="of an adapter of method dylora: the leading ranks to keep"
+        "--rank",
+        type=int,
+        help="of an adapter of method dylora or cond_dylora: the leading ranks to keep",
     )
     parser.run(export)
 

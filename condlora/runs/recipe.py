@@ -14,13 +14,13 @@ from condlora.runs.record import read_record
 
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
 # Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
-# where data and weights lie, for the hashes in a record say what they are; an adapter's display name, and its default
-# rate, for the protocol's field holds the one that is used.
+# where data and weights lie, for the hashes in a record say what they are; what docs/methods.md says of an adapter, and its
+# default rate, for the protocol's field holds the one that is used.
 NOT_IN_RECIPE = {
     "protocol": ("tables",),
     "data": ("root",),
     "backbone": ("path", "weights_sha256"),
-    "adapter": ("title", "default_learning_rate"),
+    "adapter": ("title", "formula", "free", "note", "printed", "default_learning_rate"),
 }
 
 

@@ -21,6 +21,7 @@ from condlora.tuner.config import CondLoraConfig, method_of
 from condlora.tuner.layer import CondLoraLayer, Linear, weight_shape
 from condlora.tuner.placement import check_target, is_read_only, plan, resolve_form
 from condlora.tuner.sharing import Target
+from condlora.tuner.tensors import Common
 
 PREFIX = "condlora_"  # of every tensor's name, for PEFT
 
@@ -62,6 +63,7 @@ def place(model: nn.Module, collected: Collected) -> None:
     if drop_adapter(model, name):
         collected.has_replaced = not adapted_layers(model)
     groups: dict[str, list[Linear]] = {}
+    common: Common = {}
     with init_empty_weights() if collected.low_cpu_mem_usage else nullcontext():
         for placement in placements:
             target = model.get_submodule(placement.path)
@@ -75,6 +77,7 @@ def place(model: nn.Module, collected: Collected) -> None:
                 path=placement.path,
                 config=config,
                 holder=members[0] if members else None,
+                common=common,
             )
             members.append(layer)
             config.fan_in_fan_out = layer.is_conv1d

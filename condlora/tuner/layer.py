@@ -24,7 +24,7 @@ from condlora.tuner.checks import check_call
 from condlora.tuner.config import CondLoraConfig, method_of
 from condlora.tuner.kept import Kept, kept_factors, serve_more_calls
 from condlora.tuner.methods.base import Method, Pair
-from condlora.tuner.tensors import Held, add_tensors
+from condlora.tuner.tensors import Common, Held, add_tensors
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
@@ -207,6 +207,7 @@ class Linear(CondLoraLayer):
         path: str,
         config: CondLoraConfig,
         holder: CondLoraLayer | None,
+        common: Common,
     ) -> None:
         """Add an adapter to this layer; for the other arguments see `condlora.tuner.tensors.add_tensors`."""
         self.r[adapter_name] = r
@@ -219,7 +220,9 @@ class Linear(CondLoraLayer):
         self.lora_dropout[adapter_name] = (
             nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         )
-        add_tensors(self, adapter_name, config, group=group, path=path, holder=holder)
+        add_tensors(
+            self, adapter_name, config, group=group, path=path, holder=holder, common=common
+        )
 
     def train(self, mode: bool = True) -> Linear:
         self.made.clear()

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from condlora.tuner.layer import CondLoraLayer
 
 Held = nn.ParameterDict | BufferDict  # one tensor by adapter name, trained or derived
+Common = dict[
+    tuple[str, tuple[int, int]], Held
+]  # by name and shape: what all layers of an adapter share
 
 
 def add_tensors(
@@ -30,10 +33,12 @@ def add_tensors(
     group: str,
     path: str,
     holder: CondLoraLayer | None,
+    common: Common,
 ) -> None:
     """Give a layer the tensors of an adapter, whose method and rank it has already.
 
-    `holder` is the first layer of its sharing group, None if this is the first; `path` its place in the model.
+    `holder` is the first layer of its sharing group, None if this is the first; `path` its place in the model. `common`
+    holds what the adapter's layers so far have in common, and gets what this one adds.
     """
     own: dict[str, Held] = {}
     layer.tensors[adapter_name] = own
@@ -42,8 +47,14 @@ def add_tensors(
         if tensor.is_shared and holder is not None:
             own[name] = holder.tensors[adapter_name][name]
         elif isinstance(tensor, Trained):
+            key = (name, tensor.shape)
+            if tensor.is_common and key in common:
+                own[name] = common[key]
+                continue
             start = tensor.start if config.init_weights else kaiming
             own[name] = _add_trained(layer, adapter_name, name, tensor.shape, start)
+            if tensor.is_common:
+                common[key] = own[name]
         else:
             place = group if tensor.is_shared else path
             own[name] = _add_derived(layer, adapter_name, name, tensor, place)

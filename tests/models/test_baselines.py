@@ -4,9 +4,7 @@ import copy
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
-import hydra
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +13,6 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from analysis.present import report as present_report
 from analysis.study.names import label
@@ -30,7 +27,7 @@ from condlora.models.adapters import (
     save_adapter,
 )
 from condlora.models.backbones import load_backbone
-from condlora.models.baselines import attach, baseline_of
+from condlora.models.baselines import baseline_of
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
@@ -38,15 +35,14 @@ from condlora.training import selection, setup
 from condlora.training.data import prepare
 from condlora.training.device import make_accelerator
 from condlora.training.state import Progress
+from scripts import method_table
 from tests.faults.harness import Stop, fault, left_behind, stop
 from tests.models.test_families import FAMILIES
 from tests.tasks import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: OmegaConf.load(path) for path in (ROOT / "configs/adapter").glob("*.yaml")}
-METHODS = sorted(
-    name for name in FILES if not name.endswith(("_r", "_from", "_blocks"))
-)  # those are the same at other ranks, from another start and with fewer layers to a pair
+METHODS = method_table.names()
 TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
 FAST = (
     "condlora",
@@ -65,6 +61,8 @@ FITTING = {
     "prompt_tuning": ["protocol.max_length=100"],
     "vblora": ["adapter.config.vector_length=8"],
     "vera": ["adapter.config.r=64"],
+    "road": ["adapter.config.group_size=8"],
+    "c3a": ["adapter.config.block_size=8"],
 }
 
 
@@ -149,7 +147,7 @@ def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
     whole = cell(method)
     record = trained_and_resumed(whole)
     assert (record["merged_speed_over_backbone"] is None) == (
-        "num_virtual_tokens" in str(whole.adapter)
+        "num_virtual_tokens" in str(whole.adapter) or method == "lily"
     )
 
     assert bool(load_factors(run_folder(whole))) == (method in ONE_PRODUCT)
@@ -542,6 +540,21 @@ FORMULAS = {
     "bitfit": LAYERS * A_LAYERS_BIASES + WIDTH,  # and the embeddings' layer norm
     "condlora": 2 * 2 * 8 * WIDTH,  # theta_A and theta_B of two kinds (Kim et al., Table 4)
     "condlora_frozen_a": 2 * 8 * WIDTH,  # theta_B alone
+    "condlora_frozen_b": 2 * 8 * WIDTH,
+    "condlora_core": 2 * 2 * 8 * WIDTH + TARGETS * 8**2,
+    "condlora_x": 2 * 2 * 8 * WIDTH + 8 * WIDTH,  # and one theta_x
+    "cond_dylora": 2 * 2 * 8 * WIDTH,
+    "lotr": 2 * 2 * 8 * WIDTH + TARGETS * 8**2,  # as condlora_core
+    "melora": TARGETS * (WIDTH + WIDTH),  # eight LoRAs of rank 1 on an eighth of the width
+    "unilora": 23_040,  # one vector
+    "lily": 2 * (4 * 16 * WIDTH + 4 * 16 * WIDTH) + TARGETS * 16 * 4,  # 4 A, 4 B for each kind, routers
+    "hira": LORA,
+    "hra": TARGETS * 8 * WIDTH,
+    "miss": TARGETS * 8 * WIDTH,
+    "bat": TARGETS * (WIDTH // 8) * 8**2,
+    "delora": LORA + TARGETS,  # and a strength for each layer
+    "road": TARGETS * WIDTH,  # an angle and a scale for each pair of outputs
+    "c3a": TARGETS * WIDTH**2 // 192,
     "cond_adalora": 2 * 2 * 12 * WIDTH + TARGETS * 12,  # and Lambda, before it is pruned
     "cond_pissa": 2 * 2 * 8 * WIDTH,  # as CondLoRA
     "condlora_rslora": 2 * 2 * 8 * WIDTH,
@@ -550,10 +563,16 @@ FORMULAS = {
     "condlora_dora": 2 * 2 * 8 * WIDTH + TARGETS * WIDTH,  # and a magnitude for each output
     "share_lora_a": 2 * 8 * WIDTH + LORA // 2,
     "share_lora_b": 2 * 8 * WIDTH + LORA // 2,
+    "share_lora_a_swapped": 2 * 8 * WIDTH + LORA // 2,
+    "share_lora_b_swapped": 2 * 8 * WIDTH + LORA // 2,
     "tied_lora": 2 * 2 * 8 * WIDTH + TARGETS * (8 + WIDTH),  # and two vectors a layer
     "lora_xs": TARGETS * 8**2,
     "nola": TARGETS * 2 * 1024,  # a coefficient for each random matrix
     "lora_fa": LORA // 2,
+    "half_lora_a": LORA // 2,
+    "half_lora_a_orthogonal": LORA // 2,
+    "half_lora_b_orthogonal": LORA // 2,
+    "half_lora_b_singular": LORA // 2,
     "dora": LORA + TARGETS * WIDTH,  # a magnitude for each output
     "adalora": TARGETS * 12 * (2 * WIDTH + 1),  # before it is pruned
     "vera": TARGETS * (WIDTH + 1024),
@@ -569,91 +588,44 @@ FORMULAS = {
     "prefix_tuning": 20 * LAYERS * 2 * WIDTH,
     "prompt_tuning": 20 * WIDTH,
     "p_tuning": 20 * WIDTH + (WIDTH + 1) * 128 + 129 * 128 + 129 * WIDTH,
-} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "qlora", "dylora"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
-# In millions, as printed: Hu et al. 2022, table 2 (full, BitFit, LoRA); Kopiczko et al. 2023, table 2; Gao et al.
-# 2024, table 2; PEFT's documentation of prefix tuning on bert-base-cased, less the head's 1,538.
-PRINTED = {
-    "full": 125.0,
-    "bitfit": 0.1,
-    "lora": 0.3,
-    "vera": 0.043,
-    "fourierft": 0.024,
-    "prefix_tuning": 0.36864,
-}
+} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "qlora", "dylora", "lora_swapped"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def counted():
-    """Parameters of every method on RoBERTa-base, the head not counted; on no device, as no value matters."""
-    shape = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1)
-    found = {}
-    with torch.device("meta"):
-        empty = RobertaForSequenceClassification(shape).requires_grad_(False)
-    chosen = ("backbone=roberta-base", "task=rte", f"adapter={','.join(METHODS)}")
-    for cfg in compose_cells(chosen):
-        adapter = copy.deepcopy(cfg.adapter)
-        OmegaConf.set_struct(adapter, False)
-        for start in ("init_lora_weights", "eva_config", "corda_config", "loftq_config"):
-            adapter.config.pop(start, None)
-        adapter.pop("quantise", None)
-        # BOFT reads a value where it is made.
-        with torch.device("cpu" if adapter.name == "boft" else "meta"):
-            base = copy.deepcopy(empty)
-            if adapter.name == "boft":
-                base.to_empty(device="cpu")
-            config = hydra.utils.instantiate(
-                adapter.config, modules_to_save=["classifier"], _convert_="all"
-            )
-            model = attach(base, config, adapter, None)
-        found[adapter.name] = setup.count_parameters(model, SimpleNamespace(model=base))["adapter"]
-    return found
+    return method_table.parameters(method_table.cells(METHODS))
 
 
 def test_parameters_on_roberta_base_are_those_of_the_papers(counted):
     assert counted == FORMULAS
-    for method, millions in PRINTED.items():
-        digits = len(str(millions).partition(".")[2])
+    published = {name: FILES[name].printed for name in METHODS if "printed" in FILES[name]}
+    assert {"full", "bitfit", "lora", "vera", "fourierft", "prefix_tuning"} <= set(published)
+    for method, text in published.items():
+        millions, digits = re.match(r"(\d+\.(\d+))M \(", text).groups()
         # "Full" is printed with the pooler and head that pretraining had.
-        slack = 1.0 if method == "full" else 0.5 * 10**-digits
-        assert counted[method] / 1e6 == pytest.approx(millions, abs=slack), method
-
-
-def test_the_documentation_has_every_method_and_its_count(counted):
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    rows = [
-        [c.strip() for c in row.split("|")[1:-1]]
-        for row in text.splitlines()
-        if row.startswith("| ")
-    ]
-    shown = {row[1].strip("`"): row for row in rows[2:]}
-    assert sorted(shown) == METHODS
-    for method, row in shown.items():
-        assert row[0] == label(method)
-        assert row[3] == f"{counted[method]:,}"
-        paper = (
-            (ROOT / "configs" / "adapter" / f"{method}.yaml")
-            .read_text(encoding="utf-8")
-            .partition("name:")[0]
-        )
-        if method not in ("lora", "condlora"):
-            ids = [set(re.findall(r"\d{4}\.\d{5}", part)) for part in (row[2], paper)]
-            assert ids[0] == ids[1], method
-
-
-def test_the_table_of_adapters_has_every_method_and_its_count(counted):
-    section = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8").split("## Methods")[1]
-    rows = "".join(line for line in section.splitlines() if line.startswith("| "))
-    shown = dict(re.findall(r"`(\w+)` ([\d,]*\d)", rows))
-    assert shown == {method: f"{counted[method]:,}" for method in METHODS}
+        slack = 1.0 if method == "full" else 0.5 * 10 ** -len(digits)
+        assert counted[method] / 1e6 == pytest.approx(float(millions), abs=slack), method
 
 
 def test_every_file_says_its_paper_and_its_rate():
-    for method in set(METHODS) - {"lora", "condlora"}:
+    for method in METHODS:
         text = (ROOT / "configs" / "adapter" / f"{method}.yaml").read_text(encoding="utf-8")
-        assert method in ("full", "head") or re.search(
-            r"^#.*\(.*\d{4}, arXiv", text.replace("\n# ", " ")
-        ), method
-        assert re.search(r"default_learning_rate: \S+  # \w", text) and FILES[method].title, method
+        assert method == "head" or method_table.source(method) != "–", method
+        if method not in ("lora", "condlora"):
+            assert re.search(r"default_learning_rate: \S+  # \w", text) and FILES[method].title, (
+                method
+            )
+
+
+def test_what_the_table_says_of_a_method_of_the_tuner_comes_from_its_class():
+    (x, dora) = method_table.cells(["condlora_x", "condlora_dora"])
+    weight, trained = method_table.row(x, 30720, ["paper"])[2:4]
+    assert weight.startswith("A = theta_A Wᵀ + 0.5 theta_x")
+    assert trained.startswith(
+        "one for all modules: theta_x (8 x 768); shared by all layers: theta_A"
+    )
+    assert method_table.row(x, 30720, ["paper"])[4] == "30,720"
+    assert "of each layer: m (768)" in method_table.row(dora, 1, [])[3]
 
 
 # What does not fit

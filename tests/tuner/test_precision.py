@@ -172,7 +172,7 @@ def test_a_quantised_base_is_merged_with_rounding_and_restored_without(quantised
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "condlora"])
 def test_every_other_method_stands_on_a_quantised_base_too(quantised, method, bits, tmp_path):
     """It trains, is merged with rounding and unmerged without, and saves and loads."""
-    options = {"bases": 5} if method == "nola" else {}
+    options = {"nola": {"bases": 5}, "melora": {"blocks": 2}}.get(method, {})
     model = adapted("bert", base=quantised(bits), method=method, options=options, lora_alpha=32)
     model.train()  # before any evaluation, after which bitsandbytes' 4 bits train no more on some CPUs
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "condlora_" in n}

@@ -273,6 +273,9 @@ def test_two_processes_with_reentrant_checkpointing_are_warned(tmp_path):
 EVERY_METHOD = {name: {} for name in METHODS} | {
     "nola": {"bases": 5, "seed": 1},
     "condlora_random": {"seed": 1},
+    "condlora_frozen_b": {"seed": 1},
+    "half_lora": {"seed": 1},
+    "melora": {"blocks": 2},
     "cond_adalora": {"target_r": 2, "total_step": 4, "tinit": 0, "tfinal": 1},
 }
 

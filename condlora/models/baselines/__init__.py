@@ -7,7 +7,8 @@
     own_weights      weights of the backbone that are trained (full fine-tuning, BitFit), adapter weights that are not
                      (LoRA-FA)
     learning_rates   factors on the learning rate of some parameters: LoRA+, VB-LoRA, FourierFT
-    random_parts     frozen random matrices that follow the run's seed: VeRA, RandLoRA, FourierFT
+    random_parts     frozen random matrices that follow the run's seed: VeRA, RandLoRA, FourierFT, Uni-LoRA
+    routed           an update that depends on the input and cannot be merged: Lily
     prompts          added tokens: prompt tuning, prefix tuning, P-tuning
     butterfly        BOFT's number of factors
     baseline         all mechanisms of one adapted model; `mechanisms_of` chooses them from the adapter's config

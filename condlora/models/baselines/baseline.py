@@ -23,6 +23,7 @@ from condlora.models.baselines.own_weights import FrozenWeights, TrainedWeights
 from condlora.models.baselines.prompts import PromptLearning
 from condlora.models.baselines.quantised import Quantised
 from condlora.models.baselines.random_parts import RandomParts
+from condlora.models.baselines.routed import Routed
 
 # In the order in which their hooks are called: the backbone is quantised and seeds are drawn before a start from
 # examples, and what is trained is decided after every start.
@@ -31,6 +32,7 @@ MECHANISMS: tuple[type[Mechanism], ...] = (
     Quantised,
     RandomParts,
     Butterfly,
+    Routed,
     Eva,
     Pissa,
     Olora,

@@ -1,4 +1,4 @@
-"""Frozen random parts that PEFT draws from a seed in its config: VeRA, RandLoRA and FourierFT."""
+"""Frozen random parts that PEFT draws from a seed in its config: VeRA, RandLoRA, FourierFT and Uni-LoRA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from condlora.models.baselines.mechanism import Batches, Mechanism
 
-SEEDS = ("projection_prng_key", "random_loc_seed")  # of VeRA and RandLoRA; of FourierFT
+# Of VeRA and RandLoRA, of FourierFT, of Uni-LoRA.
+SEEDS = ("projection_prng_key", "random_loc_seed", "proj_seed")
 
 
 class RandomParts(Mechanism):

@@ -49,7 +49,7 @@ def export_lora(
 
     With `overwrite` a folder that holds an adapter is replaced; one that holds anything else is not.
 
-    `rank` cuts an adapter of a nested method (DyLoRA) to its leading ranks, as it was trained to be.
+    `rank` cuts an adapter of a nested method (DyLoRA, Conditional DyLoRA) to its leading ranks, as it was trained to be.
 
     Raises:
         AdapterError: the model has no CondLoRA adapter of this name, `folder` holds something else, or the adapter
@@ -101,7 +101,7 @@ def _check_cut(layers: Layers, adapter_name: str, rank: int) -> None:
     smallest = min(layer.r[adapter_name] for layer in layers.values())
     if not all(layer.method[adapter_name].is_nested for layer in layers.values()):
         raise AdapterError(
-            "rank cuts an adapter that was trained for it, with method dylora: leave rank out."
+            "rank cuts an adapter that was trained for it, with method dylora or cond_dylora: leave rank out."
         )
     if not 1 <= rank <= smallest:
         raise AdapterError(f"rank is {rank}: choose one from 1 to {smallest}, which was trained.")

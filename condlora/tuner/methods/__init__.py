@@ -14,14 +14,19 @@ from condlora.tuner.methods.base import Method
 from condlora.tuner.methods.cond_adalora import CondAdaLora
 from condlora.tuner.methods.cond_pissa import CondPissa
 from condlora.tuner.methods.condlora import CondLora
+from condlora.tuner.methods.condlora_x import CondLoraX
 from condlora.tuner.methods.controls import (
     FrozenA,
+    FrozenB,
     OtherLayer,
     RandomCondition,
     SpectrumCondition,
 )
-from condlora.tuner.methods.dylora import DyLora
+from condlora.tuner.methods.core import CondLoraCore, LoTR
+from condlora.tuner.methods.dylora import CondDyLora, DyLora
+from condlora.tuner.methods.half_lora import HalfLora
 from condlora.tuner.methods.lora_xs import LoraXs
+from condlora.tuner.methods.melora import MeLora
 from condlora.tuner.methods.nola import Nola
 from condlora.tuner.methods.share_lora import ShareLora
 from condlora.tuner.methods.tied_lora import TiedLora
@@ -32,13 +37,20 @@ METHODS: dict[str, type[Method]] = {
     "condlora_spectrum": SpectrumCondition,
     "condlora_other_layer": OtherLayer,
     "condlora_frozen_a": FrozenA,
+    "condlora_frozen_b": FrozenB,
+    "condlora_core": CondLoraCore,
+    "condlora_x": CondLoraX,
     "cond_adalora": CondAdaLora,
     "cond_pissa": CondPissa,
+    "cond_dylora": CondDyLora,
     "share_lora": ShareLora,
+    "lotr": LoTR,
     "tied_lora": TiedLora,
     "lora_xs": LoraXs,
     "nola": Nola,
     "dylora": DyLora,
+    "half_lora": HalfLora,
+    "melora": MeLora,
 }
 
 

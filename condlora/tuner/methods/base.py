@@ -1,7 +1,7 @@
 """The interface of a method that shares or generates A and B; the layer does everything else.
 
 A method is a frozen dataclass, and its fields are its options. It names the tensors that A and B are made from. A tensor
-belongs to the whole sharing group or to one layer. It is trained (a parameter, which is saved) or derived: computed from W
+belongs to the whole sharing group, to one layer, or to all layers of the adapter. It is trained (a parameter, which is saved) or derived: computed from W
 or from a seed when the adapter is attached or loaded, and never saved.
 """
 
@@ -28,11 +28,16 @@ def kaiming(tensor: torch.Tensor, generator: torch.Generator | None = None) -> t
 
 @dataclass(frozen=True)
 class Trained:
-    """A matrix that is trained and saved. `start` fills it in place."""
+    """A matrix that is trained and saved. `start` fills it in place.
+
+    is_shared: one for all layers of a sharing group. is_common: one for all layers of the adapter, whatever their group;
+    layers in which it has another shape have one of their own.
+    """
 
     shape: tuple[int, int]
     start: Callable[[torch.Tensor], torch.Tensor] = nn.init.zeros_
     is_shared: bool = False
+    is_common: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ The control without any condition, a single A and B for all layers, is `share_lo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from condlora.tuner.methods.base import Derived, Pair, Seeded, Tensors, kaiming
+from condlora.tuner.methods.base import Derived, Pair, Seeded, Tensors, Trained, kaiming
 from condlora.tuner.methods.condlora import Conditional, CondLora, make_factors, theta_shapes
 
 
@@ -38,6 +39,12 @@ class _Conditioned(Seeded, Conditional):
 
     arxiv = CondLora.arxiv
 
+    condition: ClassVar[str]  # what is in W's place, in words
+
+    @property
+    def formula(self) -> str:
+        return super().formula.replace("W", "C") + f", with {self.condition} C in W's place"
+
     @staticmethod
     def twin(W: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The matrix in place of W, of its shape."""
@@ -59,6 +66,7 @@ class _Conditioned(Seeded, Conditional):
 @dataclass(frozen=True)
 class RandomCondition(_Conditioned):
     title = "CondLoRA on a random matrix of W's scale (a control)"
+    condition = "a Gaussian matrix of W's norm"
 
     @staticmethod
     def twin(W: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -68,6 +76,7 @@ class RandomCondition(_Conditioned):
 @dataclass(frozen=True)
 class SpectrumCondition(_Conditioned):
     title = "CondLoRA on a random matrix of W's singular values (a control)"
+    condition = "a random matrix of W's singular values"
 
     @staticmethod
     def twin(W: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -79,6 +88,10 @@ class OtherLayer(CondLora):
     title = "CondLoRA on the next layer's W (a control)"
     reads_next_layer = True
 
+    @property
+    def formula(self) -> str:
+        return super().formula + ", with the W of the next layer"
+
 
 @dataclass(frozen=True)
 class FrozenA(Seeded, CondLora):
@@ -86,8 +99,29 @@ class FrozenA(Seeded, CondLora):
 
     title = "CondLoRA with a frozen theta_A (a control)"
 
+    @property
+    def formula(self) -> str:
+        return super().formula + ", with theta_A frozen at its random start"
+
     def tensors(self, W: torch.Tensor, r: int) -> Tensors:
         out_features, in_features = W.shape
         shape, _ = theta_shapes(out_features, in_features, r, self.form)
         theta_A = Derived(lambda rng: kaiming(torch.empty(shape), rng), is_shared=True)
         return super().tensors(W, r) | {"theta_A": theta_A}
+
+
+@dataclass(frozen=True)
+class FrozenB(Seeded, CondLora):
+    """theta_B is not trained: it is random, derived from the seed and not saved. theta_A starts at zero in its place."""
+
+    title = "CondLoRA with a frozen theta_B (a control)"
+
+    @property
+    def formula(self) -> str:
+        return super().formula + ", with theta_B frozen at a random start"
+
+    def tensors(self, W: torch.Tensor, r: int) -> Tensors:
+        out_features, in_features = W.shape
+        shape_A, shape_B = theta_shapes(out_features, in_features, r, self.form)
+        theta_B = Derived(lambda rng: kaiming(torch.empty(shape_B), rng), is_shared=True)
+        return {"theta_A": Trained(shape_A, is_shared=True), "theta_B": theta_B}
