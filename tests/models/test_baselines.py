@@ -37,13 +37,11 @@ from condlora.training.device import make_accelerator
 from condlora.training.state import Progress
 from scripts import method_table
 from tests.faults.harness import Stop, fault, left_behind, stop
+from tests.models.shipped import FILES, FITTING, METHODS, QUIET, TRAINED_HERE
 from tests.models.test_families import FAMILIES
 from tests.tasks import slow
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {path.stem: OmegaConf.load(path) for path in (ROOT / "configs/adapter").glob("*.yaml")}
-METHODS = method_table.names()
-TRAINED_HERE = [name for name in METHODS if "requires" not in FILES[name]]
 FAST = (
     "condlora",
     "adalora",
@@ -51,28 +49,7 @@ FAST = (
 # Those whose update is one s B A on each W, which the analyses of matrices take.
 ONE_PRODUCT = ["lora", "rslora", "lora_plus", "lora_fa"]
 ONE_PRODUCT += ["condlora", "condlora_rslora", "condlora_all_linear", "condlora_consistent"]
-# What a toy of width 16 and 128 positions asks for.
-FITTING = {
-    "corda": ["adapter.examples=20"],
-    "fourierft": ["adapter.config.n_frequency=50"],
-    "oft": ["adapter.config.oft_block_size=8"],
-    "p_tuning": ["protocol.max_length=100"],
-    "prefix_tuning": ["protocol.max_length=100"],
-    "prompt_tuning": ["protocol.max_length=100"],
-    "vblora": ["adapter.config.vector_length=8"],
-    "vera": ["adapter.config.r=64"],
-    "road": ["adapter.config.group_size=8"],
-    "c3a": ["adapter.config.block_size=8"],
-}
-
-
-# What PEFT says of these at each layer, and docs/methods.md once.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension"),
-    pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1"),
-    pytest.mark.filterwarnings("ignore:Unsupported layer type"),
-    pytest.mark.filterwarnings("ignore:lora with eva initialization"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture
