@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
-from peft import PeftModel
+from peft import PeftModel, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.vera.layer import VeraLayer
 from safetensors.torch import load_file
+from transformers import RobertaConfig, RobertaModel
 
 from analysis.present import report as present_report
 from analysis.study.names import label
@@ -544,6 +546,7 @@ FORMULAS = {
     "share_lora_b_swapped": 2 * 8 * WIDTH + LORA // 2,
     "tied_lora": 2 * 2 * 8 * WIDTH + TARGETS * (8 + WIDTH),  # and two vectors a layer
     "lora_xs": TARGETS * 8**2,
+    "nola_authors": TARGETS * 2 * 1024,
     "nola": TARGETS * 2 * 1024,  # a coefficient for each random matrix
     "lora_fa": LORA // 2,
     "half_lora_a": LORA // 2,
@@ -582,6 +585,36 @@ def test_parameters_on_roberta_base_are_those_of_the_papers(counted):
         # "Full" is printed with the pooler and head that pretraining had.
         slack = 1.0 if method == "full" else 0.5 * 10 ** -len(digits)
         assert counted[method] / 1e6 == pytest.approx(float(millions), abs=slack), method
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "printed"),
+    [(12, 768, {1: 18.4, 16: 18.8, 256: 24.5}), (24, 1024, {1: 49.2, 16: 49.5, 256: 61.4})],
+)
+def test_vera_has_the_numbers_of_parameters_that_its_paper_prints(layers, width, printed):
+    """In thousands, cut after one digit: the paper's table of RoBERTa-base and -large at three ranks."""
+    shape = RobertaConfig(
+        vocab_size=50, num_hidden_layers=layers, hidden_size=width, num_attention_heads=8
+    )
+    for r, thousands in printed.items():
+        with torch.device("meta"):
+            config = VeraConfig(r=r, target_modules=["query", "key"])
+            model = get_peft_model(RobertaModel(shape), config)
+        assert model.get_nb_trainable_parameters()[0] // 100 / 10 == thousands
+
+
+def test_vera_is_the_papers_product_and_starts_as_it_does(cell):
+    model, _ = started(cell("vera"))
+    layer = next(m for m in model.modules() if isinstance(m, VeraLayer))
+    d, b = layer.vera_lambda_d["default"], layer.vera_lambda_b["default"]
+    assert torch.equal(d, torch.full_like(d, 0.1)) and not b.any()
+    with torch.no_grad():
+        b.normal_()
+        d.normal_()
+    A, B = layer.vera_A["default"], layer.vera_B["default"]
+    W, x = layer.get_base_layer().weight, torch.randn(3, A.shape[1])
+    expected = x @ (W + torch.diag(b) @ B @ torch.diag(d) @ A).T + layer.get_base_layer().bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_file_says_its_paper_and_its_rate():

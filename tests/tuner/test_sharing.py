@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from tests.tuner.families import FAMILIES, IDS, adapted, logits, perturb
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
-    "nola": [{"bases": 5}],
+    "nola": [{"bases": 5}, {"bases": 5, "start": "authors"}],
     "share_lora": [
         *({"shared": shared} for shared in ("A", "B", "AB")),
         {"shared": "A", "random": "B"},
@@ -92,6 +93,7 @@ SHIPPED = [
     "tied_lora",
     "lora_xs",
     "nola",
+    "nola_authors",
     "dylora",
     "half_lora_a",
     "half_lora_a_orthogonal",
@@ -410,6 +412,7 @@ COUNTS = {
     "lotr": 2 * (R * 2 * D + L * R**2),  # two factors once, a core for each layer
     "tied_lora": 2 * (R * 2 * D + L * (R + D)),  # Tied-LoRA's vBuA, A and B once, u and v a layer
     "lora_xs": 2 * L * R * R,  # LoRA-XS, section 3: r^2 a module
+    "nola-5-authors": 2 * L * 2 * 5,
     "nola-5": 2 * L * 2 * 5,  # NOLA, section 3: the coefficients of A and of B
     "dylora": 2 * L * R * 2 * D,  # as LoRA
     "half_lora-A-kaiming": 2 * L * R * D,  # half of LoRA's
@@ -546,6 +549,34 @@ def test_share_lora_shares_what_it_says():
         one, two, _ = queries(model)
         for name, a, b in zip("AB", one.materialise(), two.materialise(), strict=True):
             assert torch.equal(a, b) == (name in shared)
+
+
+def test_nola_as_in_the_authors_code_starts_from_a_frozen_a():
+    """Against the released layer, written out: A = A_0 + sum of a_k U_k / sqrt(k), U uniform in (-1, 1), and B alike."""
+    options = {"bases": 5, "start": "authors", "seed": 1}
+    model = adapted("bert", method="nola", options=options, init_weights=True)
+    holder, second, _ = queries(model)
+    A_0 = second.condlora_derived_A_0["default"]
+    A, B = second.materialise()
+    assert torch.equal(A, A_0) and not B.any()
+    assert not torch.equal(A_0, holder.condlora_derived_A_0["default"])
+    for name in ("bases_A", "bases_B"):
+        bases = getattr(holder, f"condlora_derived_{name}")["default"]
+        assert 0.8 / 5**0.5 < bases.abs().max() <= 1 / 5**0.5 and bases.min() < 0
+    perturb(model)
+    A, _ = second.materialise()
+    bases, a = holder.condlora_derived_bases_A["default"], second.condlora_a["default"][0]
+    torch.testing.assert_close(A, A_0 + sum(a[k] * bases[k] for k in range(5)))
+
+
+def test_tied_lora_has_the_numbers_of_parameters_that_its_paper_prints():
+    """LLaMA-2 7B, rank 8, queries, keys and values in one: about 4.2M for LoRA, 131K for A and B once for all 32 layers."""
+    W = torch.empty(3 * 4096, 4096, device="meta")
+    tensors = METHODS["tied_lora"]().tensors(W, 8)
+    shared = sum(math.prod(t.shape) for t in tensors.values() if t.is_shared)
+    assert (shared // 1000, round(32 * shared / 1e6, 1)) == (131, 4.2)
+    own = {name: t.shape for name, t in tensors.items() if not t.is_shared}
+    assert own == {"u": (8, 1), "v": (3 * 4096, 1)}
 
 
 def test_tied_lora_scales_what_is_shared():
@@ -1008,10 +1039,11 @@ def test_a_seed_that_is_left_out_is_drawn_and_kept(method):
         ({"options": {"seed": 1}}, "'condlora' has no option seed: leave options empty"),
         (
             {"method": "nola", "options": {"form": "code"}},
-            "no option form: its options are bases, seed",
+            "no option form: its options are bases, seed, start",
         ),
         ({"method": "tied_lora", "form": "consistent"}, "leave form out"),
         ({"options": [1]}, "give names and values"),
+        ({"method": "nola", "options": {"start": "zero"}}, "start is 'zero': choose lora or"),
         ({"method": "nola", "options": {"seed": "a"}}, "seed is 'a': give a whole number"),
         ({"method": "nola", "options": {"bases": 0}}, "positive whole number"),
         ({"method": "share_lora", "options": {"shared": "C"}}, "choose one of A, B, AB"),

@@ -35,6 +35,7 @@ from condlora.tuner.io.adapter_folder import (
     empty_model,
     write_adapter,
 )
+from condlora.tuner.methods.condlora_x import TYPE2
 
 Tensors = dict[str, torch.Tensor]
 
@@ -178,6 +179,8 @@ def _from_authors(
     ]
     if lacking or unusual:
         fault = "lacks " + ", ".join(lacking) if lacking else "sets " + ", ".join(unusual)
+        if settings.get("use_x") == "type2":
+            raise AdapterError(f"{source / CONFIG_NAME} sets use_x to type2. {TYPE2}.")
         raise AdapterError(
             f"{source / CONFIG_NAME} {fault}: only plain adapters of the authors' scripts can be imported."
         )

@@ -1,8 +1,8 @@
 """The interface of a method that shares or generates A and B; the layer does everything else.
 
 A method is a frozen dataclass, and its fields are its options. It names the tensors that A and B are made from. A tensor
-belongs to the whole sharing group, to one layer, or to all layers of the adapter. It is trained (a parameter, which is saved) or derived: computed from W
-or from a seed when the adapter is attached or loaded, and never saved.
+belongs to the whole sharing group, to one layer, or to all layers of the adapter. It is trained (a parameter, which is saved)
+or derived: computed from W or from a seed when the adapter is attached or loaded, and never saved.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ A = theta_A W^T + c theta_x, so the adapter is merged and exported like CondLoRA
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -17,8 +16,8 @@ from condlora.tuner.methods.base import Pair, Tensors, Trained
 from condlora.tuner.methods.condlora import Conditional, make_factors
 
 TYPE2 = (
-    "type2 multiplies the input by the state of the first token, so its update differs between examples and cannot be "
-    "merged or exported"
+    "It multiplies the input by the state of the first token, so the update differs between examples and cannot be merged "
+    "or exported"
 )
 
 
@@ -26,7 +25,7 @@ TYPE2 = (
 class CondLoraX(Conditional):
     """Names of options are those of the authors' config. use_x: "type1". lora_x_scaling: c, above 0 and at most 1."""
 
-    use_x: Literal["type1"] = "type1"
+    use_x: str = "type1"
     lora_x_scaling: float = 0.5
 
     title = "CondLoRA with theta_x (the authors' type 1)"
@@ -34,7 +33,7 @@ class CondLoraX(Conditional):
 
     def __post_init__(self) -> None:
         if self.use_x == "type2":
-            raise AdapterError(f"use_x is 'type2', which is not supported: {TYPE2}. Use type1.")
+            raise AdapterError(f"use_x is 'type2', which is not supported: use type1. {TYPE2}.")
         if self.use_x != "type1":
             raise AdapterError(f"use_x is {self.use_x!r}: the only supported value is type1.")
         if not isinstance(self.lora_x_scaling, int | float) or not 0 < self.lora_x_scaling <= 1:

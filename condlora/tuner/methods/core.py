@@ -23,7 +23,7 @@ from condlora.tuner.methods.condlora import Conditional, make_factors
 class LoTR(Method):
     title = "LoTR"
     arxiv = "2402.01376"
-    formula = "G A and B, with A and B shared by all layers and an r x r core G for each layer"
+    formula = "the update is s B G A, A and B shared by all layers, G (r x r) of each layer's own"
 
     def tensors(self, W: torch.Tensor, r: int) -> Tensors:
         return {

@@ -69,7 +69,7 @@ class HalfLora(Seeded):
     def _frozen_B(self, W: torch.Tensor, r: int, rng: torch.Generator) -> torch.Tensor:
         if self.frozen == "singular":
             US = principal_factors(W, r)[1]
-            return US / torch.linalg.norm(US, dim=0)
+            return torch.div(US, torch.linalg.norm(US, dim=0))
         if self.frozen == "orthogonal":
             return haar(W.shape[0], r, rng)
         return kaiming(torch.empty(W.shape[0], r), rng)

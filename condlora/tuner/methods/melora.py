@@ -48,6 +48,7 @@ class MeLora(Method):
 
     def _diagonal(self, rows: torch.Tensor) -> torch.Tensor:
         """The block-diagonal matrix of n blocks that are given one below the other."""
-        blocks = rows.unflatten(0, (self.blocks, -1))  # (n, height, width)
+        height, width = rows.shape[0] // self.blocks, rows.shape[1]
         identity = torch.eye(self.blocks, dtype=rows.dtype, device=rows.device)
-        return (blocks[:, :, None, :] * identity[:, None, :, None]).flatten(2).flatten(0, 1)
+        blocks = rows.view(self.blocks, height, 1, width) * identity[:, None, :, None]
+        return blocks.reshape(self.blocks * height, self.blocks * width)
