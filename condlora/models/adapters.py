@@ -74,9 +74,9 @@ def start(
 
 
 def base_for(backbone: Backbone, adapter: DictConfig) -> PreTrainedModel:
-    """A copy of the backbone to load a saved adapter of this config onto: in 4 bits if it was trained so."""
+    """A copy of the backbone to load a saved adapter of this config onto, changed as its training changed it."""
     model = copy.deepcopy(backbone.model)
-    baselines.quantise_base(model, adapter, backbone.head)
+    baselines.prepare_base(model, adapter, backbone.head)
     return model
 
 

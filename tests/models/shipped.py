@@ -21,6 +21,7 @@ FITTING = {
     "vera": ["adapter.config.r=64"],
     "road": ["adapter.config.group_size=8"],
     "c3a": ["adapter.config.block_size=8"],
+    "adapterdrop": ["adapter.bottleneck.from_layer=1"],
 }
 
 # What PEFT says of these at each layer, and docs/methods.md once.

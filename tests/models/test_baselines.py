@@ -30,6 +30,7 @@ from condlora.models.adapters import (
 )
 from condlora.models.backbones import load_backbone
 from condlora.models.baselines import baseline_of
+from condlora.models.baselines.bottleneck import Bottleneck
 from condlora.runs.recipe import recipe
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
@@ -126,7 +127,9 @@ def test_a_method_trains_saves_loads_and_resumes_to_the_same_bits(cell, method):
     whole = cell(method)
     record = trained_and_resumed(whole)
     assert (record["merged_speed_over_backbone"] is None) == (
-        "num_virtual_tokens" in str(whole.adapter) or method == "lily"
+        "num_virtual_tokens" in str(whole.adapter)
+        or "bottleneck" in whole.adapter
+        or method == "lily"
     )
 
     assert bool(load_factors(run_folder(whole))) == (method in ONE_PRODUCT)
@@ -510,12 +513,15 @@ def test_a_profile_without_any_lora_has_a_report_too(tiny_cells, tmp_path):
 LAYERS, WIDTH, INNER, TARGETS = 12, 768, 3072, 24  # RoBERTa-base; query and value of each layer
 LORA = TARGETS * 8 * (WIDTH + WIDTH)
 A_LAYERS_BIASES = 4 * WIDTH + INNER + WIDTH + 2 * WIDTH  # attention, feed-forward, two layer norms
-ENCODER = (50_265 + 514 + 1 + 2) * WIDTH + LAYERS * (
-    4 * WIDTH**2 + 2 * WIDTH * INNER + A_LAYERS_BIASES + 2 * WIDTH
-)
+A_LAYER = 4 * WIDTH**2 + 2 * WIDTH * INNER + A_LAYERS_BIASES + 2 * WIDTH
+ENCODER = (50_265 + 514 + 1 + 2) * WIDTH + LAYERS * A_LAYER
 FORMULAS = {
     "full": ENCODER,
     "head": 0,
+    "ft_top2": 2 * A_LAYER,
+    "houlsby": 2 * LAYERS * (2 * WIDTH * 8 + 8 + WIDTH) + (2 * LAYERS + 1) * 2 * WIDTH,
+    "pfeiffer": LAYERS * (2 * WIDTH * 16 + 16 + WIDTH),
+    "adapterdrop": (LAYERS - 5) * (2 * WIDTH * 16 + 16 + WIDTH),
     "bitfit": LAYERS * A_LAYERS_BIASES + WIDTH,  # and the embeddings' layer norm
     "condlora": 2 * 2 * 8 * WIDTH,  # theta_A and theta_B of two kinds (Kim et al., Table 4)
     "condlora_frozen_a": 2 * 8 * WIDTH,  # theta_B alone
@@ -585,6 +591,35 @@ def test_parameters_on_roberta_base_are_those_of_the_papers(counted):
         # "Full" is printed with the pooler and head that pretraining had.
         slack = 1.0 if method == "full" else 0.5 * 10 ** -len(digits)
         assert counted[method] / 1e6 == pytest.approx(float(millions), abs=slack), method
+
+
+def test_a_bottleneck_is_added_to_the_output_of_its_layer(cell):
+    model, backbone = started(cell("pfeiffer"))
+    found = [n for n, m in model.named_modules() if isinstance(m, Bottleneck)]
+    assert len(found) == 3 and all(
+        re.search(r"layer\.\d\.output\.dense\.bottleneck", n) for n in found
+    )
+    dense = model.get_submodule(found[0].removesuffix(".bottleneck"))
+    U, D, h = dense.bottleneck.up, dense.bottleneck.down, torch.randn(4, dense.in_features)
+    plain = h @ dense.weight.T + dense.bias
+    expected = plain + torch.relu(plain @ D.weight.T + D.bias) @ U.weight.T + U.bias
+    torch.testing.assert_close(dense(h), expected)
+    torch.testing.assert_close(
+        logits(model), logits(backbone.model), rtol=0, atol=1e-2
+    )  # the start
+    dropped, _ = started(cell("adapterdrop", "adapter.bottleneck.from_layer=2"))
+    assert sum(isinstance(m, Bottleneck) for m in dropped.modules()) == 1
+    both, _ = started(cell("houlsby"))
+    assert sum(isinstance(m, Bottleneck) for m in both.modules()) == 6
+    assert all(p.requires_grad for n, p in both.named_parameters() if "LayerNorm" in n)
+    with pytest.raises(ConfigError, match="no linear layer of this backbone matches"):
+        started(cell("houlsby", "adapter.bottleneck.after=elsewhere"))
+
+
+def test_the_top_two_layers_are_the_last_two(cell):
+    model, _ = started(cell("ft_top2"))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and "modules_to" not in n}
+    assert {re.search(r"layer\.(\d)\.", name)[1] for name in trained} == {"1", "2"}
 
 
 @pytest.mark.parametrize(

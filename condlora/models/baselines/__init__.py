@@ -4,6 +4,7 @@
     eva              a start from the inputs of training batches: EVA
     adalora          ranks pruned by a schedule: AdaLoRA, Conditional AdaLoRA
     quantised        a backbone in 4 bits: QLoRA
+    bottleneck       adapters of two layers in the backbone: Houlsby, Pfeiffer, AdapterDrop
     own_weights      weights of the backbone that are trained (full fine-tuning, BitFit), adapter weights that are not
                      (LoRA-FA)
     learning_rates   factors on the learning rate of some parameters: LoRA+, VB-LoRA, FourierFT
@@ -16,6 +17,8 @@
 Keys of an adapter's file (configs/adapter) that ask for a mechanism:
 
     trained                regular expression: which of the backbone's own weights are trained
+    last_layers            number of last layers that `trained` is restricted to
+    bottleneck             size and places of bottleneck adapters
     frozen                 regular expression: which of the adapter's weights are not trained
     learning_rate_factors  regular expression on a parameter's name -> factor on the learning rate
     start                  a start that PEFT does not have: milora
@@ -24,7 +27,7 @@ Keys of an adapter's file (configs/adapter) that ask for a mechanism:
     schedule               pruning schedule as fractions of the run's steps
     requires               a package that is not among the requirements
 
-Full fine-tuning, the head alone and BitFit are PEFT models too: LoRA on no module, with weights of the backbone saved
+Full fine-tuning, the head alone, BitFit and bottleneck adapters are PEFT models too: LoRA on no module, with weights of the backbone saved
 under their own names in the adapter's file. So all methods have the same kind of model, folder and checkpoint.
 
 What belongs here: mechanisms of published methods. What does not: the computation of A and B (`condlora.tuner`), and the
@@ -36,7 +39,7 @@ from condlora.models.baselines.baseline import (
     attach,
     baseline_of,
     is_one_product,
-    quantise_base,
+    prepare_base,
 )
 from condlora.models.baselines.mechanism import Batches
 from condlora.models.baselines.quantised import check_requirements
@@ -48,5 +51,5 @@ __all__ = [
     "baseline_of",
     "check_requirements",
     "is_one_product",
-    "quantise_base",
+    "prepare_base",
 ]

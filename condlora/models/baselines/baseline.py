@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from condlora.models.baselines.adalora import AdaLora, CondAdaLora
+from condlora.models.baselines.bottleneck import Bottlenecks
 from condlora.models.baselines.butterfly import Butterfly
 from condlora.models.baselines.changed_weights import Corda, LoftQ, Milora, Olora, Pissa
 from condlora.models.baselines.eva import Eva
@@ -30,6 +31,7 @@ from condlora.models.baselines.routed import Routed
 MECHANISMS: tuple[type[Mechanism], ...] = (
     PromptLearning,
     Quantised,
+    Bottlenecks,
     RandomParts,
     Butterfly,
     Routed,
@@ -76,10 +78,15 @@ def attach(
     return model
 
 
-def quantise_base(base: PreTrainedModel, cfg: DictConfig, head: Iterable[str]) -> None:
-    """Quantise, in place, a model that a saved adapter is loaded onto, if the adapter was trained on such a model."""
+def prepare_base(base: PreTrainedModel, cfg: DictConfig, head: Iterable[str]) -> None:
+    """Change, in place, a model that a saved adapter is loaded onto into one like that it was trained on.
+
+    It is quantised, or gets bottleneck adapters, whose weights are in the adapter's file.
+    """
     if cfg.get("quantise"):
         Quantised.apply(base, cfg, head)
+    if cfg.get("bottleneck"):
+        Bottlenecks.apply(base, cfg)
 
 
 class Baseline:

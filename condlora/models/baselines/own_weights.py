@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from condlora.models.baselines.mechanism import Batches, Mechanism
+from condlora.tuner.sharing import layer_index
 
 # The head's trained copy and the original that it replaces, which PEFT manages.
 HEAD = (".modules_to_save.", ".original_module.")
@@ -24,7 +25,10 @@ def outside_head(model: PeftModel, pattern: str) -> dict[str, nn.Parameter]:
 
 
 class TrainedWeights(Mechanism):
-    """Weights of the backbone that are trained, and saved under their own names in the adapter's file."""
+    """Weights of the backbone that are trained, and saved under their own names in the adapter's file.
+
+    `last_layers` restricts them to so many of the last layers (FTTop2: Li and Liang 2021, arXiv 2101.00190).
+    """
 
     @classmethod
     def serves(cls, cfg: DictConfig, config: PeftConfig) -> bool:
@@ -32,6 +36,11 @@ class TrainedWeights(Mechanism):
 
     def after_attach(self, model: PeftModel, batches: Batches | None) -> None:
         chosen = outside_head(model, self.cfg.trained)
+        last = self.cfg.get("last_layers")
+        if last:
+            layers = {name: layer_index(name) for name in chosen}
+            first = max(index for index in layers.values() if index is not None) - last + 1
+            chosen = {name: p for name, p in chosen.items() if (layers[name] or -1) >= first}
         for parameter in chosen.values():
             parameter.requires_grad_(True)
         model.base_weights += chosen
