@@ -624,10 +624,13 @@ def test_the_top_two_layers_are_the_last_two(cell):
 
 @pytest.mark.parametrize(
     ("layers", "width", "printed"),
-    [(12, 768, {1: 18.4, 16: 18.8, 256: 24.5}), (24, 1024, {1: 49.2, 16: 49.5, 256: 61.4})],
+    [(12, 768, {1: 18.4, 16: 18.8, 256: 24.5}), (24, 1024, {1: 49.2, 256: 61.4})],
 )
 def test_vera_has_the_numbers_of_parameters_that_its_paper_prints(layers, width, printed):
-    """In thousands, cut after one digit: the paper's table of RoBERTa-base and -large at three ranks."""
+    """In thousands, cut after one digit: the paper's table of RoBERTa-base and -large at ranks 1, 16 and 256.
+
+    RoBERTa-large at rank 16 is left out: the table has 49.5, and the paper's own formula gives 49.9.
+    """
     shape = RobertaConfig(
         vocab_size=50, num_hidden_layers=layers, hidden_size=width, num_attention_heads=8
     )
