@@ -43,7 +43,7 @@ class _Conditioned(Seeded, Conditional):
 
     @property
     def formula(self) -> str:
-        return super().formula.replace("W", "C") + f", with {self.condition} C in W's place"
+        return super().formula.replace("W", "C") + f", with C, {self.condition}, in W's place"
 
     @staticmethod
     def twin(W: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
