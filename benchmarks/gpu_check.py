@@ -86,7 +86,7 @@ def check(cfg: DictConfig) -> None:
         outcomes = list(run_parts(cfg, Path(place)))
         tables = [pd.read_csv(path) for path in sorted(Path(place).glob("*.csv"))]
     parts = pd.DataFrame(map(asdict, outcomes))
-    rows = pd.concat(tables) if tables else pd.DataFrame()
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     name = file_name(rows["device"].iloc[0] if len(rows) else cfg.device, cfg.size)
     parts.to_csv(folder / f"{name}_parts.csv", index=False)
     print(parts.to_string(index=False), flush=True)
@@ -185,7 +185,7 @@ def report(cfg: DictConfig, rows: pd.DataFrame, hours_file: Path) -> None:
     first = rows.iloc[0]
     print(f"{first['device']}: one large matrix product, {first['precision']}: {first['matrix_rate'] / 1e12:.3g} TFLOP/s")  # fmt: skip
     for column, goal in cfg.goals.items():
-        best = rows.loc[rows[column].idxmax()]
+        best = rows.iloc[rows[column].argmax()]
         names = " ".join(best[["model", "task", "method", "variant"]])
         print(f"{column}: best {best[column]:g} ({names}), goal {goal:g}")
     print(
