@@ -22,7 +22,7 @@ from condlora.errors import ConfigError
 from condlora.models.baselines.mechanism import Batches, Mechanism
 from condlora.tuner.sharing import layer_index
 
-START = 0.01  # standard deviation; Houlsby et al., section 2: truncated normal, so that it starts close to the identity
+START = 0.01  # standard deviation of a truncated normal: like the papers' adapters it starts close to the identity
 
 
 class Bottleneck(nn.Module):
