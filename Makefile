@@ -57,7 +57,7 @@ watch: $(INSTALLED) ## the same while it runs: step, loss, score and speed of ea
 	@$(BIN)/python scripts/list.py profile=$(PROFILE) --watch
 
 .PHONY: submit
-submit: $(INSTALLED) ## submit workers for a PROFILE to a cluster: make submit CLUSTER=slurm PROFILE=paper ARGS='cluster.partition=gpu'
+submit: $(INSTALLED) ## submit workers for a PROFILE to SLURM or Ray: make submit CLUSTER=slurm PROFILE=paper ARGS='cluster.partition=gpu'
 	@$(BIN)/python scripts/submit.py $(or $(CLUSTER),slurm) profile=$(PROFILE) $(ARGS)
 
 # Each worker takes a half of the tests in their order, so that most modules make what their tests share once.
@@ -77,7 +77,7 @@ test-all: $(INSTALLED) ## run all tests
 	$(PYTEST)
 
 .PHONY: test-cluster
-test-cluster: $(INSTALLED) ## test the workers on a SLURM cluster that the tests start (apt install slurm-wlm munge, as root)
+test-cluster: $(INSTALLED) ## test the workers on SLURM (apt install slurm-wlm munge, as root) and Ray (pip install '.[ray]') on this machine
 	$(BIN)/python -m pytest -rs --durations=20 tests/cluster
 
 .PHONY: test-versions

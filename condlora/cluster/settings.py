@@ -11,7 +11,7 @@ from condlora.errors import ConfigError
 from condlora.paths import CONFIGS
 from condlora.settings import Settings, choice, faults, items, matching, refuse, whole
 
-TEXTS = ("partition", "account", "qos", "time", "memory", "python")
+TEXTS = ("partition", "account", "qos", "time", "memory", "python", "address")
 WORD = r"^[\w.+:@/-]+$"
 
 
@@ -34,10 +34,21 @@ class SlurmSettings(Settings):
     follow: choice(True, False)
 
 
-SCHEDULERS = {"slurm": SlurmSettings}
+class RaySettings(Settings):
+    """configs/cluster/ray.yaml"""
+
+    workers: whole(1)
+    address: matching(WORD, "an address, as in auto, local or ray://head:10001")
+    cpus: whole(1)
+    gpus: whole(0)
+    python: matching(".", "a path", null=True)
+    follow: choice(True)
 
 
-def read_settings(scheduler: str, words: Sequence[str]) -> SlurmSettings:
+SCHEDULERS = {"slurm": SlurmSettings, "ray": RaySettings}
+
+
+def read_settings(scheduler: str, words: Sequence[str]) -> SlurmSettings | RaySettings:
     """The settings of a scheduler with those of `words` (cluster.name=value, value in YAML) put in.
 
     Raises:

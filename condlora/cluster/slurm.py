@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from condlora.cluster.settings import SlurmSettings
+from condlora.cluster.worker import command_of_worker
 from condlora.errors import ClusterError
 from condlora.paths import ROOT
 
@@ -20,7 +22,6 @@ TIMEOUT = 180  # seconds
 # What a worker ends with after a checkpoint: 128 + SIGTERM, SIGUSR1 or SIGUSR2.
 INTERRUPTED = (143, 138, 140)
 
-TRAIN = "from condlora.commands.train import main; main()"  # in a checkout and from a wheel
 SCRIPT = """#!/bin/bash
 {options}
 
@@ -64,13 +65,13 @@ def script(settings: SlurmSettings, workers: int, words: Sequence[str], logs: Pa
         ),
         *settings.options,
     ]
-    command = [settings.python or sys.executable, "-u", "-c", TRAIN, "wait=false"]
+    command = command_of_worker(settings.python or sys.executable, words)
     return SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
         setup="\n".join(settings.setup),
         folder=shlex.quote(str(Path.cwd())),
         environment=f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        command=shlex.join([*command, *words]),
+        command=shlex.join(command),
         interrupted="|".join(map(str, INTERRUPTED)),
     )
 
@@ -84,14 +85,19 @@ def require_client() -> None:
         )
 
 
-def submit(path: Path) -> str:
-    """Submit the script and return the job's number.
+def launch(
+    settings: SlurmSettings, workers: int, words: Sequence[str], logs: Path
+) -> tuple[str, Callable[[], bool]]:
+    """Write the script to <logs>/workers.sh and submit it; the job's name, and whether a worker is queued or running.
 
     Raises:
         ClusterError: SLURM refused it or did not answer, in SLURM's words.
     """
-    said = _call("sbatch", "--parsable", str(path))
-    return said.strip().split(";")[0]
+    logs.mkdir(parents=True, exist_ok=True)
+    path = logs / "workers.sh"
+    path.write_text(script(settings, workers, words, logs), encoding="utf-8")
+    job = _call("sbatch", "--parsable", str(path)).strip().split(";")[0]
+    return f"SLURM job {job}", functools.partial(is_alive, job)
 
 
 def is_alive(job: str) -> bool:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from condlora.cluster import slurm
+from condlora.cluster import on_ray, slurm
 from condlora.cluster.follow import follow
 from condlora.cluster.settings import read_settings
 from condlora.commands import submit
@@ -69,7 +69,7 @@ def test_no_more_workers_than_runs_that_are_left(client, words, tmp_path, capsys
     said = capsys.readouterr().out
     assert (
         "Submitted SLURM job 41 with 3 workers: 3 of 3 runs are left" in said
-        and "Script and logs" in said
+        and f"Logs: {tmp_path}/runs/.cluster/" in said
     )
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
@@ -128,6 +128,30 @@ def test_a_machine_without_slurm_is_one_sentence_and_leaves_nothing(words, tmp_p
     with pytest.raises(ClusterError, match="sbatch, squeue, scontrol not found: submit from"):
         submit.main.__wrapped__(["slurm", *words])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_machine_without_ray_is_one_sentence_and_leaves_nothing(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ClusterError, match="Ray is not installed: run pip install"):
+        submit.main.__wrapped__(["ray", *words])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_address_where_no_ray_answers_is_not_tried_for_minutes(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:1")
+    for address in ("auto", "127.0.0.1:1"):
+        with pytest.raises(ConnectionRefusedError):
+            on_ray._require_open(address)
+    monkeypatch.delenv("RAY_ADDRESS")
+    for address in ("auto", "local"):
+        on_ray._require_open(address)
+
+
+def test_settings_of_ray_are_not_those_of_slurm():
+    with pytest.raises(ConfigError, match="no setting cluster.partition"):
+        read_settings("ray", ["cluster.partition=gpu"])
+    found = read_settings("ray", ["cluster.address=ray://head:10001", "cluster.gpus=0"])
+    assert (found.address, found.gpus) == ("ray://head:10001", 0)
 
 
 def test_wrong_settings_of_the_training_are_refused_before_submission(client, words, tmp_path):
