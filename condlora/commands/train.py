@@ -50,12 +50,19 @@ def attempt(cfg: DictConfig, overrides: list[str]) -> None:
     from condlora.errors import RunTaken
     from condlora.grid.cells import companions
     from condlora.training.device import fleet_size
+    from condlora.training.distributed import processes
     from condlora.training.run import run_together
 
     cells = [cfg, *companions(cfg, overrides, fleet_size(cfg) - 1)]
     for cell, outcome in zip(cells, run_together(cells), strict=True):
         name = f"{cell.task.name} {cell.adapter.name} seed {cell.seed}"
-        if isinstance(outcome, RunTaken):
+        if isinstance(outcome, RunTaken) and processes() > 1:
+            # The other processes of this run wait for this one, and are ended with it.
+            print(
+                f"error: {name}: {outcome}: run the same command when it is done.", file=sys.stderr
+            )
+            sys.exit(RunTaken.exit_status)
+        elif isinstance(outcome, RunTaken):
             print(f"{name}: left to another launcher, {outcome}")
         elif isinstance(outcome, Exception):  # the others continue; `require_done` sets the status
             message = explain(outcome)

@@ -92,15 +92,14 @@ def work_on_all(studies: list[Plan], jobs: int) -> None:
             work_on(plan)
         return
     jobs = min(jobs, len(studies))
-    with (
-        ProcessPoolExecutor(
-            jobs,
-            mp_context=get_context("spawn"),
-            initializer=begin_worker,
-            initargs=(jobs,),
-            max_tasks_per_child=1,  # a new process for each study frees the memory that the study before it used
-        ) as pool
-    ):
+    # A new process for each study frees the memory that the study before it used.
+    with ProcessPoolExecutor(
+        jobs,
+        mp_context=get_context("spawn"),
+        initializer=begin_worker,
+        initargs=(jobs,),
+        max_tasks_per_child=1,
+    ) as pool:
         list(pool.map(functools.partial(call_in_worker, work_on), studies))
 
 

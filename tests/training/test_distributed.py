@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from condlora.errors import ConfigError
 from condlora.grid import preflight
+from condlora.runs.lease import Claim
 from condlora.runs.record import read_record
 from condlora.training import distributed
 from condlora.training import run as finetune
@@ -124,6 +125,22 @@ def test_accelerate_launch_on_a_cpu_starts_one_process_or_refuses_several(tmp_pa
     refused = "error: accelerate launch was asked for several processes and started one"
     assert (refused in found.stderr) == (processes == 2)
     assert any(tmp_path.rglob("record.json")) == (processes == 1)
+
+
+@pytest.mark.slow
+def test_several_processes_do_not_wait_for_ever_for_a_run_that_another_launcher_does(
+    tiny_cells, tmp_path
+):
+    words = ["protocol.max_steps=2", "protocol.evaluate_every=2", f"runs={tmp_path}"]
+    (cfg,) = tiny_cells(*WORDS, *words)
+    with Claim(finetune.run_folder(cfg)):
+        found = subprocess.run(
+            command(tmp_path, *words[:2]), cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+    assert found.returncode != 0
+    assert (
+        "is being run by" in found.stderr and "run the same command when it is done" in found.stderr
+    )
 
 
 @pytest.mark.slow
