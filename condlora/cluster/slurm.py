@@ -35,8 +35,10 @@ srun {command}
 status=$?
 case $status in {interrupted})
   # A checkpoint was written. Another turn, unless the job was cancelled: then SLURM no longer says that it is running.
-  if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2>/dev/null)" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+  # SLURM_JOB_ID of one of the workers is that of the whole array.
+  this="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+  if [ "$(squeue --noheader --jobs "$this" --format %T 2>/dev/null)" = RUNNING ]; then
+    scontrol requeue "$this"
     sleep 60
   fi ;;
 esac

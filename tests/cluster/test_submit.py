@@ -185,10 +185,14 @@ def test_a_worker_that_wrote_a_checkpoint_is_queued_again_unless_it_was_cancelle
     client(srun=f"exit {status}", squeue=f"echo {state}")
     (tmp_path / "bin" / "sleep").write_text("#!/bin/bash\n")
     (tmp_path / "bin" / "sleep").chmod(0o755)
-    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")  # the whole array's, as of its last task
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "41")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     text = slurm.script(read_settings("slurm", []), 1, ["task=rte"], tmp_path)
     assert subprocess.run(["bash"], input=text, text=True, cwd=tmp_path).returncode == status
-    assert ("scontrol requeue 41" in (tmp_path / "calls").read_text()) == is_queued_again
+    calls = (tmp_path / "calls").read_text()
+    assert ("scontrol requeue 41_2\n" in calls) == is_queued_again
+    assert "squeue" not in calls or "--jobs 41_2 " in calls
 
 
 def test_who_follows_hears_why_runs_failed(words, tmp_path):
