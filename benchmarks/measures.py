@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from benchmarks.adapter import memory, step
 from benchmarks.analysis import analysis, controls
 from benchmarks.checkpoints import checkpoints
+from benchmarks.claims import claims, draw
 from benchmarks.training import growth, training
 from condlora.paths import ROOT
 from condlora.runs.environment import environment
@@ -40,9 +41,13 @@ def embedded(_: DictConfig) -> dict[str, float]:
 MEASURES = {
     measure.__name__: measure
     for measure in (
-        analysis, controls, step, memory, training, growth, checkpoints, tests, embedded,
+        analysis, controls, step, memory, training, growth, checkpoints, claims, tests, embedded,
     )
 }  # fmt: skip
+
+DRAWN = {
+    "claims": draw
+}  # measures that are a figure as well, by a function of the table and the folder
 
 
 def measure(cfg: DictConfig) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -12,7 +12,7 @@ from condlora.commands.cli import command
 
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
-    from benchmarks.measures import measure  # imports torch: seconds
+    from benchmarks.measures import DRAWN, measure  # imports torch: seconds
 
     folder = Path(cfg.results) / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
@@ -21,6 +21,8 @@ def main(cfg: DictConfig) -> None:
         table.to_csv(path, index=False)
         about = ["processor", "torch", "commit", "dirty"]  # the same in every row
         print(table.drop(columns=about).to_string(index=False), f"\n{path}")
+        if name in DRAWN:
+            print(*DRAWN[name](table, folder), sep="\n")
 
 
 if __name__ == "__main__":
