@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
+from benchmarks import scaling
 from benchmarks.adapter import memory, step
 from benchmarks.analysis import analysis, controls
 from benchmarks.checkpoints import checkpoints
@@ -41,12 +42,13 @@ def embedded(_: DictConfig) -> dict[str, float]:
 MEASURES = {
     measure.__name__: measure
     for measure in (
-        analysis, controls, step, memory, training, growth, checkpoints, claims, tests, embedded,
+        analysis, controls, step, memory, training, growth, scaling.scaling, checkpoints, claims, tests, embedded,
     )
 }  # fmt: skip
 
 DRAWN = {
-    "claims": draw
+    "claims": draw,
+    "scaling": scaling.draw,
 }  # measures that are a figure as well, by a function of the table and the folder
 
 

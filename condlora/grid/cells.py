@@ -257,20 +257,25 @@ def companions(cfg: DictConfig, overrides: list[str], limit: int) -> list[DictCo
     if limit == 0 or inspect(cfg).state == "done":
         return []
     folder, wanted, found = run_folder(cfg), _shared_by_companions(cfg), []
-    for other, cell, shared in _pending_candidates(tuple(overrides)):
+    pending = _pending_candidates(tuple(overrides))
+    for number, (other, cell, shared) in list(pending.items()):
         if len(found) == limit:
             break
-        if shared != wanted or cell.folder == folder or state_of(cell).state == "done":
+        if shared != wanted or cell.folder == folder:
             continue
-        if not living_owner(cell.folder):
+        if state_of(cell).state == "done":
+            del pending[number]  # it stays done; a launch would read all records for each run
+        elif not living_owner(cell.folder):
             found.append(other)
     return found
 
 
 @functools.lru_cache(maxsize=2)
-def _pending_candidates(overrides: Words) -> list[tuple[DictConfig, Planned, dict]]:
-    """The runs of a grid with what must be equal among companions, resolved once a process."""
-    return [(cfg, planned(cfg), _shared_by_companions(cfg)) for cfg in compose_cells(overrides)]
+def _pending_candidates(overrides: Words) -> dict[int, tuple[DictConfig, Planned, dict]]:
+    """The runs of a grid by their number, with what must be equal among companions, resolved once a process; `companions`
+    removes those that it has seen done."""
+    found = ((cfg, planned(cfg), _shared_by_companions(cfg)) for cfg in compose_cells(overrides))
+    return dict(enumerate(found))
 
 
 def _shared_by_companions(cfg: DictConfig) -> dict:

@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from condlora import CondLoraConfig
 from condlora.errors import DeviceError, DivergedError, Interrupted, RunTaken
+from condlora.grid import cells as grid_cells
 from condlora.grid.cells import companions
 from condlora.models.packing import pack
 from condlora.runs.lease import Claim
@@ -547,6 +549,24 @@ def test_companions_differ_in_adapter_rate_and_seed_alone(tiny_cells):
         assert companions(cells[0], overrides, 9) == found[2:]
     other = companions(cells[0], [*overrides, "protocol.batch_size=8,32"], 9)
     assert {c.protocol.batch_size for c in other} == {32}
+
+
+def test_a_run_that_is_done_is_read_once_in_a_launch(finished_cells, monkeypatch):
+    """Otherwise a grid of n runs would read its records n times."""
+    grid = ("task=rte", "seed=0,1")
+    first, second = finished_cells(*grid)
+    read = []
+
+    def watched(cell, original=grid_cells.state_of, **settings):
+        read.append(cell.seed)
+        return original(cell, **settings)
+
+    overrides = [*SHRUNK, *grid, f"runs={first.runs}"]
+    shutil.rmtree(run_folder(second))
+    monkeypatch.setattr(grid_cells, "state_of", watched)
+    for _ in range(3):
+        assert companions(second, overrides, 9) == []
+    assert read.count(0) == 1
 
 
 @pytest.mark.slow
