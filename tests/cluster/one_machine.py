@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIG = """
 ClusterName=test
@@ -36,6 +38,7 @@ MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=30
+SlurmdTimeout=20
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
@@ -52,8 +55,8 @@ def missing() -> list[str]:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, port: int = 26900) -> Iterator[None]:
-    """The cluster with SLURM_CONF set; its processes are ended at the end."""
+def cluster(folder: Path, port: int = 26900) -> Iterator[dict[str, subprocess.Popen]]:
+    """The cluster with SLURM_CONF set; its processes are ended at the end. Yields the daemon of each node."""
     folder.chmod(0o755)
     for name in ("state", "spool-node1", "spool-node2"):
         (folder / name).mkdir()
@@ -66,11 +69,11 @@ def cluster(folder: Path, port: int = 26900) -> Iterator[None]:
     os.environ["SLURM_CONF"] = str(config)
     processes = []
 
-    def start(*command: str) -> None:
+    def start(*command: str) -> subprocess.Popen:
         with (folder / f"{command[0]}-{len(processes)}.out").open("w") as out:
-            processes.append(
-                subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-            )
+            started = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        processes.append(started)
+        return started
 
     try:
         munge = [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
@@ -78,10 +81,9 @@ def cluster(folder: Path, port: int = 26900) -> Iterator[None]:
         _until(socket.exists)
         start("slurmctld", "-D")
         _until(lambda: _says("scontrol", "ping", has="is UP"))
-        for name in ("node1", "node2"):
-            start("slurmd", "-D", "-N", name)
+        nodes = {name: start("slurmd", "-D", "-N", name) for name in ("node1", "node2")}
         _until(lambda: _says("sinfo", "-h", "-o", "%T", has="idle"))
-        yield
+        yield nodes
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -92,6 +94,21 @@ def cluster(folder: Path, port: int = 26900) -> Iterator[None]:
         os.environ.pop("SLURM_CONF")
         if before is not None:
             os.environ["SLURM_CONF"] = before
+
+
+def kill_node(daemon: subprocess.Popen) -> None:
+    """As a node that loses its power: its daemon and all that runs under it are gone, and nothing is told."""
+    name = psutil.Process(daemon.pid).cmdline()[-1]
+    jobs = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURMD_NODENAME") == name:
+                jobs.append(process)
+    # What would report the end of the jobs goes first; it is no child of the daemon.
+    watching = {p.parent() for p in jobs if p.parent() and p.parent().name() == "slurmstepd"}
+    for process in (psutil.Process(daemon.pid), *watching, *jobs):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _says(*command: str, has: str) -> bool:

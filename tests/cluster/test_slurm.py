@@ -8,7 +8,7 @@ import pytest
 
 from condlora.grid.cells import plan_cells, state_of
 from condlora.runs.lease import living_owner
-from tests.cluster.one_machine import cluster, missing
+from tests.cluster.one_machine import cluster, kill_node, missing
 from tests.tasks import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -18,6 +18,7 @@ TINY = (
     "runtime.threads=1", "adapter=lora", "task=rte",
 )  # fmt: skip
 STEPS = 400  # long enough to be met while it trains
+LONG = (200, "0,1")  # steps and seeds of a grid that outlasts all faults of a test
 NODES = ("cluster.gpus=0", "cluster.cpus=1", "cluster.memory=100M")
 
 
@@ -25,8 +26,8 @@ NODES = ("cluster.gpus=0", "cluster.cpus=1", "cluster.memory=100M")
 def slurm(tmp_path_factory):
     if absent := missing():
         pytest.skip(f"no SLURM can be started here: {', '.join(absent)} missing")
-    with cluster(tmp_path_factory.mktemp("slurm")):
-        yield
+    with cluster(tmp_path_factory.mktemp("slurm")) as nodes:
+        yield nodes
 
 
 def words_of(folder, steps, seeds="0,1"):
@@ -135,3 +136,32 @@ def test_a_partition_that_does_not_exist_is_one_sentence(tmp_path):
 def test_settings_that_only_the_node_can_refuse_stop_the_worker_with_the_sentence(tmp_path):
     found = submit((*words_of(tmp_path, 20, "0"), "runtime.device=cuda"), "cluster.follow=true")
     assert found.returncode == 1 and "no CUDA device is available" in found.stderr
+
+
+def test_a_grid_under_all_faults_ends_with_the_bits_of_one_without(tmp_path, slurm):
+    """A preemption, a node that dies, a cancellation and a second submission, under a time limit."""
+    alone, words = (words_of(tmp_path / name, *LONG) for name in ("alone", "grid"))
+    limits = ("cluster.workers=2", "cluster.partition=main", "cluster.time=2", "cluster.grace=50")
+    job = job_of(submit(words, *limits))
+    wait_until(lambda: a_run_trains(words))
+    urgent = ["sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-t", "2", "--wrap", "sleep 5"]
+    subprocess.run([*urgent, "-o", "/dev/null"], check=True, capture_output=True)
+    wait_until(lambda: "PENDING" in queue(job), 60)
+    wait_until(lambda: "RUNNING" in queue(job), 300)  # SLURM lets it wait for two minutes
+    wait_until(lambda: a_run_trains(words))
+    name = subprocess.run(
+        ["squeue", "-h", "-j", job, "-t", "RUNNING", "-o", "%N"], capture_output=True, text=True
+    ).stdout.split()[0]
+    kill_node(slurm[name])
+    wait_until(lambda: a_run_trains(words))
+    subprocess.run(["scancel", job], check=True)
+    wait_until(lambda: not queue(job), 120)
+    assert "failed" not in states(words)
+    assert set(states(words)) != {"done"}
+    found = submit(words, *limits, "cluster.follow=true", limit=1500)
+    assert found.returncode == 0, found.stderr + logs_of(tmp_path / "grid")
+    records = [state_of(cell).record for cell in plan_cells(words)]
+    assert any(record["resumed_at_steps"] for record in records)
+    assert "DUE TO TIME LIMIT" not in logs_of(tmp_path / "grid")
+    subprocess.run([sys.executable, "scripts/train.py", *alone], cwd=ROOT, check=True, timeout=900)
+    assert adapters(words) == adapters(alone)
