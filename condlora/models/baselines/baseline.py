@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from condlora.models.baselines.adalora import AdaLora, CondAdaLora
-from condlora.models.baselines.bottleneck import Bottlenecks
+from condlora.models.baselines.bottleneck import Bottleneck, Bottlenecks
 from condlora.models.baselines.butterfly import Butterfly
 from condlora.models.baselines.changed_weights import Corda, LoftQ, Milora, Olora, Pissa
 from condlora.models.baselines.eva import Eva
@@ -164,6 +164,10 @@ class Baseline:
         """
         if not all(mechanism.can_be_merged for mechanism in self.mechanisms):
             return None
+        if any(isinstance(module, Bottleneck) for module in self.model.modules()):
+            return (
+                None  # a loaded model does not have the mechanisms that its adapter's file asks for
+            )
         base = self.model.get_base_model()
         for name, child in list(base.named_children()):
             if isinstance(child, ModulesToSaveWrapper):
