@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class Settings:
 class Study:
     """One profile's grid, or adapters from elsewhere, and where its results go.
 
-    left_out: what the profile says that it lacks, and which runs are read from committed records. load: what reads W, A and B in a cell's folder, where these are not runs,
-    see `analysis.study.stacks.load_stacks`.
+    left_out: what the profile says that it lacks, and which runs are read from committed records. load: what reads W, A
+    and B in a cell's folder, where these are not runs, see `analysis.study.stacks.load_stacks`.
     """
 
     profile: str
@@ -66,7 +67,7 @@ class Study:
 
 
 def open_study(cfg: DictConfig) -> Study:
-    """The profile asked for, or the one with the newest finished run.
+    """The profile asked for, or the one with the newest finished run; damaged runs are named on stderr.
 
     Raises:
         NoFinishedRuns: there is nothing to analyse.
@@ -85,6 +86,9 @@ def open_study(cfg: DictConfig) -> Study:
             f"Profile '{profile}' has no finished run in {runs} and no committed records: run the profile first."
         )
     require_comparable(finished(cells), cfg.may_differ)
+    for cell in cells:
+        if cell.state == "damaged":
+            print(f"warning: a run is left out: {cell.reason}", file=sys.stderr)
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
     left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
     return Study(profile, cells, Path(cfg.results) / profile, settings, (*left_out, *notes))

@@ -40,6 +40,15 @@ def test_a_profile_without_a_finished_run_is_an_error_with_a_next_step(
         selection.open_study(config)
 
 
+def test_a_damaged_run_is_left_out_by_name(config, monkeypatch, cell, spoil, capsys):
+    reason = "seed-7/record.json is the record of another run (seed 0)"
+    cells = [cell("rte", "lora", 0), spoil(cell("rte", "lora", 7), "damaged", reason)]
+    monkeypatch.setattr(grids, "survey", lambda profile, runs: cells)
+    config.profile = "embedded"
+    assert [c.seed for c in selection.open_study(config).done] == [0]
+    assert capsys.readouterr().err == f"warning: a run is left out: {reason}\n"
+
+
 def test_runs_are_read_before_every_method_has_a_learning_rate(config):
     config.profile = "parity"  # its rates are searched method by method
     with pytest.raises(NoFinishedRuns, match="'parity' has no finished run"):
