@@ -13,12 +13,15 @@ from omegaconf import DictConfig
 from analysis.study.comparability import require_comparable
 from analysis.study.grids import load_cells
 from analysis.study.names import adapter_order, task_order
+from analysis.study.run_files import RecordedCell
 from condlora.errors import NoFinishedRuns, UserError
 from condlora.grid.cells import Cell, compose_common
 from condlora.grid.listing import newest_profile
 
 if TYPE_CHECKING:
     import torch
+
+DEFAULT_RUNS = "runs"  # configs/analysis/settings.yaml
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class Study:
 
 
 def open_study(cfg: DictConfig) -> Study:
-    """The profile asked for, or the one with the newest finished run; damaged runs are named on stderr.
+    """The profile asked for, or the one with the newest finished run.
+
+    Damaged runs are named on stderr, and so is it when scores come from the committed records. Where `runs=` names a folder,
+    they do not, unless `fill_from_records` asks for it: a mistyped folder must not give another's results.
 
     Raises:
         NoFinishedRuns: there is nothing to analyse.
@@ -85,10 +91,18 @@ def open_study(cfg: DictConfig) -> Study:
         raise NoFinishedRuns(
             f"Profile '{profile}' has no finished run in {runs} and no committed records: run the profile first."
         )
+    is_recorded = any(isinstance(cell, RecordedCell) for cell in finished(cells))
+    if is_recorded and cfg.runs != DEFAULT_RUNS and not cfg.fill_from_records:
+        raise NoFinishedRuns(
+            f"Profile '{profile}' has no finished run in {runs}: run the profile first, or, to read the committed records, leave out "
+            "runs= or add fill_from_records=true."
+        )
     require_comparable(finished(cells), cfg.may_differ)
     for cell in cells:
         if cell.state == "damaged":
             print(f"warning: a run is left out: {cell.reason}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
     left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
     return Study(profile, cells, Path(cfg.results) / profile, settings, (*left_out, *notes))

@@ -90,15 +90,20 @@ def test_what_is_read_from_records_is_what_the_runs_hold(grid_cells, tmp_path):
 
 @pytest.mark.slow  # two whole reports
 def test_a_report_without_runs_has_the_tables_and_figures_of_scores_to_the_byte(
-    grid_cells, settings_of, tmp_path
+    grid_cells, settings_of, tmp_path, monkeypatch, capsys
 ):
     made = selection.open_study(settings_of)
+    assert capsys.readouterr().err == ""
     present_report.build(made)
     with_runs = bytes_of(made.folder)
     renew_records("embedded", Path(settings_of.runs), Path(settings_of.records))
     remove(grid_cells())
     settings_of.results = str(tmp_path / "again")
+    with pytest.raises(NoFinishedRuns, match="or, to read the committed records, leave out runs="):
+        selection.open_study(settings_of)  # a folder that was named, and may be mistyped
+    monkeypatch.setattr(selection, "DEFAULT_RUNS", settings_of.runs)
     study = selection.open_study(settings_of)
+    assert "note: Read from the committed records" in capsys.readouterr().err
     page = present_report.build(study).read_text(encoding="utf-8")
     without = bytes_of(study.folder)
     of_scores = {path for path in without if path.suffix in (".csv", ".md", ".tex", ".png", ".pdf")}
