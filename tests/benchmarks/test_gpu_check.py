@@ -34,6 +34,7 @@ def test_each_model_is_timed_padded_packed_and_in_fleets(cfg, model):
     assert (numbers > 0).all(axis=None)
 
 
+@pytest.mark.slow
 def test_compiled_steps_see_only_the_lengths_of_their_buckets(cfg, monkeypatch):
     lengths = []
 

@@ -169,7 +169,7 @@ def test_missing_table_entry_is_an_error_before_anything_runs(monkeypatch):
     ("overrides", "message"),
     [
         (["task=wnli"], "There is no task 'wnli': choose one of cola, custom, mnli"),
-        (["adapter=houlsby"], "There is no adapter 'houlsby'"),
+        (["adapter=none_such"], "There is no adapter 'none_such'"),
         (["profile=papr"], "There is no profile 'papr': choose one of adhoc, embedded"),
         (["protocol.rate=1"], "Unknown setting"),
         (["backbone=minilm", "data=directory"], "data.root is not set: add data.root="),
