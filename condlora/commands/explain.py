@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 from pathlib import Path
@@ -19,6 +20,8 @@ from omegaconf.errors import (
 from condlora.errors import UserError, first_line
 from condlora.runs.recipe import unknown_reference
 
+LISTED = 30  # names that a sentence lists
+
 
 def explain(error: BaseException) -> str | None:
     """The message for an error that a user can cause, or None for a defect of ours."""
@@ -26,7 +29,7 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"There is no {group} {name!r}: choose one of {', '.join(sorted(error.options))}."
+        return f"There is no {group} {name!r}: {_choice(group, name, sorted(error.options))}."
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, InterpolationKeyError):
@@ -76,6 +79,15 @@ def _denied(error: OSError) -> str:
 def _may(place: Path, mode: int) -> bool:
     """Whether this process, by its effective user, may do that; for root everything is permitted."""
     return os.access(place, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _choice(group: str, name: str, options: list[str]) -> str:
+    """What to choose in place of a name that does not exist: all options, or of many those that look like it."""
+    if len(options) <= LISTED:
+        return f"choose one of {', '.join(options)}"
+    close = difflib.get_close_matches(name, options, n=5)
+    similar = f"similar names are {', '.join(close)}; " if close else ""
+    return f"{similar}the {len(options)} names are the files of configs/{group}"
 
 
 def _unreadable(error: OverrideParseException) -> str:

@@ -37,7 +37,7 @@ SOUND = (
 
 SETTINGS = [
     ("task=wnli", "There is no task 'wnli': choose one of cola"),
-    ("adapter=loraa", "There is no adapter 'loraa'"),
+    ("adapter=loraa", "There is no adapter 'loraa': similar names are lora"),
     ("backbone=bert-huge", "There is no backbone 'bert-huge'"),
     ("protocol=mine", "There is no protocol 'mine'"),
     ("data=web", "There is no data 'web'"),
