@@ -1,4 +1,4 @@
-"""Claims of the LoRA paper and of papers on its variants, tested on the runs at hand: results/paper/ledger.yaml.
+"""Claims of the LoRA paper and of papers on its variants, tested on our runs: results/paper/ledger.yaml.
 
 A claim about scores is about the mean over the tasks that both methods ran, with variances from each task, and is not
 tested while LoRA still improves on one of them, by the rule of the parity experiment. A claim about matrices is about runs: each

@@ -80,7 +80,7 @@ def launch(
         import signal
         import subprocess
 
-        def end_with_parent() -> None:  # SIGTERM, lest it outlive a task that Ray ends
+        def end_with_parent() -> None:  # SIGTERM, so that it ends with its task
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
         environment = os.environ | {"PYTHONPATH": path}

@@ -143,6 +143,6 @@ def alone(file: Path, *, watch: Watch = WATCH) -> Iterator[None]:
 
 
 def living_owner(folder: Path, *, file: Path | None = None, watch: Watch = WATCH) -> str | None:
-    """Host and process that are doing a run now, as text; None if nobody is, as far as can be told without waiting."""
+    """Host and process that are doing a run now, as text; None if nobody is, as far as is known without waiting."""
     owner = watch.owner(file or claim_file(folder))
     return owner.name if owner is not None and owner.life is Life.ALIVE else None

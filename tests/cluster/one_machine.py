@@ -97,7 +97,7 @@ def cluster(folder: Path, port: int = 26900) -> Iterator[dict[str, subprocess.Po
 
 
 def kill_node(daemon: subprocess.Popen) -> None:
-    """As a node that loses its power: its daemon and all that runs under it are gone, and nothing is told."""
+    """As a node that loses its power: its daemon and all that runs under it are gone, and nobody is notified."""
     name = psutil.Process(daemon.pid).cmdline()[-1]
     jobs = []
     for process in psutil.process_iter():

@@ -552,7 +552,7 @@ def test_share_lora_shares_what_it_says():
 
 
 def test_nola_as_in_the_authors_code_starts_from_a_frozen_a():
-    """Against the released layer, written out: A = A_0 + sum of a_k U_k / sqrt(k), U uniform in (-1, 1), and B alike."""
+    """Against the released layer, written out: A = A_0 + sum of a_k U_k / sqrt(k), U uniform in (-1, 1); B in the same way."""
     options = {"bases": 5, "start": "authors", "seed": 1}
     model = adapted("bert", method="nola", options=options, init_weights=True)
     holder, second, _ = queries(model)

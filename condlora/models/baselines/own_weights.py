@@ -27,7 +27,7 @@ def outside_head(model: PeftModel, pattern: str) -> dict[str, nn.Parameter]:
 class TrainedWeights(Mechanism):
     """Weights of the backbone that are trained, and saved under their own names in the adapter's file.
 
-    `last_layers` restricts them to so many of the last layers (FTTop2: Li and Liang 2021, arXiv 2101.00190).
+    `last_layers` restricts them to this number of last layers (FTTop2: Li and Liang 2021, arXiv 2101.00190).
     """
 
     @classmethod
