@@ -61,6 +61,22 @@ METHODS = {
     "condlora_x": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="condlora_x", **s),
     "lotr": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="lotr", **s),
     "half_lora": lambda **s: CondLoraConfig(r=4, lora_alpha=4, method="half_lora", **s),
+    "lora_drop": lambda **s: CondLoraConfig(  # layer 0 keeps a query pair of its own
+        r=4,
+        lora_alpha=4,
+        method="share_lora",
+        options={"shared": "AB"},
+        unshared_modules=["bert.encoder.layer.0.attention.self.query"],
+        **s,
+    ),
+    "lora_drop_value": lambda **s: CondLoraConfig(
+        r=4,
+        lora_alpha=4,
+        method="share_lora",
+        options={"shared": "AB"},
+        unshared_modules=["bert.encoder.layer.1.attention.self.value"],
+        **s,
+    ),
     "melora": lambda **s: CondLoraConfig(
         r=4, lora_alpha=4, method="melora", options={"blocks": 2}, **s
     ),

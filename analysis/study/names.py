@@ -23,7 +23,7 @@ FAMILIES = {
     "LoRA": r"lora$",
     "CondLoRA": r"condlora$",
     "CondLoRA: variants and controls": r"cond",
-    "shared or generated A and B": r"share_|tied_lora|lotr|lora_xs|vera|vblora|unilora|dylora|randlora|nola|lily",
+    "shared or generated A and B": r"share_|lora_drop|tied_lora|lotr|lora_xs|vera|vblora|unilora|dylora|randlora|nola|lily",
     "no adapter": r"head$|bitfit$|full$|ft_top2$",
     "variants of LoRA": r".*lora|pissa|corda|eva|dora|loftq",
     "other adapters": r"",

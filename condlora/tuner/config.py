@@ -51,6 +51,8 @@ class CondLoraConfig(PeftConfig):
         layers_per_map: how many neighbouring layers share one pair. None: all of a sharing group, as in the
             paper. k: those whose layer index (the first number in the module path, from 0) has the same
             `index // k`; with k = 1 each layer has its own pair. For every method with shared tensors.
+        unshared_modules: paths of target modules, each of which has tensors of its own; the others of its sharing
+            group share theirs. LoRA-drop fills it in.
         target_modules: names (suffixes), a regular expression, or "all-linear"; the default of the
             architecture is PEFT's for LoRA.
         exclude_modules: names or a regular expression of modules that get no adapter.
@@ -101,6 +103,10 @@ class CondLoraConfig(PeftConfig):
         metadata={
             "help": "How many neighbouring layers share one pair of maps. None: all of a group."
         },
+    )
+    unshared_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Paths of target modules that share tensors with no other. None: none."},
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -204,10 +210,9 @@ class CondLoraConfig(PeftConfig):
         for name in ("use_rslora", "use_dora", "init_weights", "fan_in_fan_out"):
             if not isinstance(getattr(self, name), bool):
                 raise AdapterError(f"{name} is {getattr(self, name)!r}: give True or False.")
-        if isinstance(self.modules_to_save, str):
-            raise AdapterError(
-                f"modules_to_save is {self.modules_to_save!r}: give a list of names, [{self.modules_to_save!r}]."
-            )
+        for name in ("modules_to_save", "unshared_modules"):
+            if isinstance(value := getattr(self, name), str):
+                raise AdapterError(f"{name} is {value!r}: give a list of names, [{value!r}].")
 
     def to_dict(self) -> dict[str, Any]:
         """As in PEFT, without fields that were added later and are not used, so that files stay equal to older ones."""
@@ -218,6 +223,8 @@ class CondLoraConfig(PeftConfig):
             del fields["use_dora"]
         if self.layers_per_map is None:
             del fields["layers_per_map"]
+        if self.unshared_modules is None:
+            del fields["unshared_modules"]
         return fields
 
 

@@ -83,9 +83,10 @@ def plan(config: CondLoraConfig, targets: list[Target], caps_rank: bool = False)
 
     Raises:
         AdapterError: a target cannot have this rank or form, modules that share differ in rank, alpha or shape, or a
-            pattern names no shape.
+            pattern names no shape, or `unshared_modules` a module that is no target.
     """
     method = method_of(config)
+    _check_unshared_named(config, {target.path for target in targets})
     groups = sharing_groups(targets, config)
     if config.sharing == "shape":
         _check_shapes_named(config, {sizes(target.shape, "x") for target in targets})
@@ -189,6 +190,14 @@ def _check_neighbours(placements: list[Placement]) -> None:
                 f"{group} is one layer, and this method gives each layer another's weight: adapt at least two, "
                 "and let layers_per_map leave no layer alone."
             )
+
+
+def _check_unshared_named(config: CondLoraConfig, paths: set[str]) -> None:
+    unknown = sorted(set(config.unshared_modules or ()) - paths)
+    if unknown:
+        raise AdapterError(
+            f"unshared_modules names {unknown[0]}, which is not a target module: give paths such as {min(paths)}."
+        )
 
 
 def _check_shapes_named(config: CondLoraConfig, shapes: set[str]) -> None:

@@ -46,13 +46,15 @@ def sharing_groups(targets: Iterable[Target], config: CondLoraConfig) -> dict[st
     index is the first number in the path. If modules that differ in this number have different shapes (Swin's stages), it
     is the first number for which the shapes of each group are equal. If there is no such number, a module shares with no other.
 
-    `layers_per_map` divides each of these groups into blocks of neighbouring layers.
+    `layers_per_map` divides each of these groups into blocks of neighbouring layers. A module of `unshared_modules` is a
+    group of its own.
     """
+    alone = {path: path for path in config.unshared_modules or ()}
     if config.sharing == "shape":
         return {
             target.path: block_of(sizes(target.shape, "x"), layer_index(target.path), config)
             for target in targets
-        }
+        } | alone
     kinds: dict[str, list[Target]] = {}
     for target in targets:
         parts = target.path.split(".")
@@ -64,7 +66,7 @@ def sharing_groups(targets: Iterable[Target], config: CondLoraConfig) -> dict[st
         for target in members:
             index = None if position is None else int(target.path.split(".")[position])
             groups[target.path] = block_of(_without(target.path, position), index, config)
-    return groups
+    return groups | alone
 
 
 def block_of(group: str, index: int | None, config: CondLoraConfig) -> str:

@@ -550,6 +550,7 @@ FORMULAS = {
     "share_lora_b": 2 * 8 * WIDTH + LORA // 2,
     "share_lora_a_swapped": 2 * 8 * WIDTH + LORA // 2,
     "share_lora_b_swapped": 2 * 8 * WIDTH + LORA // 2,
+    "lora_drop": LORA,  # before layers share
     "tied_lora": 2 * 2 * 8 * WIDTH + TARGETS * (8 + WIDTH),  # and two vectors a layer
     "lora_xs": TARGETS * 8**2,
     "nola_authors": TARGETS * 2 * 1024,

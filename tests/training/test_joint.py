@@ -84,6 +84,7 @@ def assert_equal_but_for_rounding(cfg, other, relative):
         ["condlora", "lora", "condlora"],
         ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
         ["condlora_x", "lotr", "half_lora", "half_lora", "melora", "condlora_x"],
+        ["lora_drop", "lora_drop_value", "lora_drop"],
         *slow(
             ["lora", "lora"],
             ["condlora_blocks", "condlora", "condlora_blocks"],

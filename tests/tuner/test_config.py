@@ -10,12 +10,12 @@ import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
-from condlora import CondLoraConfig
+from condlora import CondLoraConfig, export_lora
 from condlora.errors import AdapterError
 from condlora.tuner.layer import CondLoraLayer
 from condlora.tuner.sharing import Target, layer_index, sharing_group, sharing_groups
 from tests.tasks import ROOT
-from tests.tuner.families import FAMILIES, adapted
+from tests.tuner.families import FAMILIES, adapted, logits, perturb
 
 
 def layers(model):
@@ -25,7 +25,9 @@ def layers(model):
 def test_fields_that_loraconfig_has_too_have_its_names_and_defaults():
     theirs = {f.name: f for f in dataclasses.fields(LoraConfig)}
     for ours in dataclasses.fields(CondLoraConfig):
-        if ours.name in ("form", "method", "options", "sharing", "layers_per_map", "init_weights"):
+        if ours.name in (
+            "form", "method", "options", "sharing", "layers_per_map", "unshared_modules", "init_weights",
+        ):  # fmt: skip
             assert ours.name not in theirs
         elif ours.default is not dataclasses.MISSING:
             assert ours.default == theirs[ours.name].default, ours.name
@@ -185,6 +187,33 @@ def test_layers_per_map_stands_in_the_file_only_where_it_is_used(tmp_path):
     assert "layers_per_map" not in CondLoraConfig().to_dict()
     adapted("bert", layers_per_map=2).save_pretrained(tmp_path)
     assert CondLoraConfig.from_pretrained(tmp_path).layers_per_map == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"sharing": "shape"}, {"layers_per_map": 3}])
+def test_an_unshared_module_has_a_pair_of_its_own_and_is_merged_exported_and_loaded(
+    settings, tmp_path
+):
+    own = "bert.encoder.layer.0.attention.self.query"
+    model = perturb(adapted("bert", target_modules=["query"], unshared_modules=[own], **settings))
+    pairs = [layer.theta("default")[0].data_ptr() for layer in layers(model).values()]
+    assert pairs[0] != pairs[1] == pairs[2]
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path / "adapter").eval()
+    assert loaded.peft_config["default"].unshared_modules == [own]
+    assert torch.equal(logits(loaded), expected)
+    export_lora(model, tmp_path / "lora")
+    exported = PeftModel.from_pretrained(FAMILIES["bert"].build(), tmp_path / "lora").eval()
+    torch.testing.assert_close(logits(exported), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_unshared_modules_are_paths_of_targets_and_in_the_file_only_where_they_are_used():
+    assert "unshared_modules" not in CondLoraConfig().to_dict()
+    with pytest.raises(AdapterError, match=r"unshared_modules is 'query': give a list"):
+        CondLoraConfig(unshared_modules="query")
+    with pytest.raises(AdapterError, match=r"names query, .* such as bert\.encoder\.layer\.0\."):
+        adapted("bert", unshared_modules=["query"])
 
 
 @pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])

@@ -19,6 +19,7 @@ from condlora.models.baselines.butterfly import Butterfly
 from condlora.models.baselines.changed_weights import Corda, LoftQ, Milora, Olora, Pissa
 from condlora.models.baselines.eva import Eva
 from condlora.models.baselines.learning_rates import LearningRates
+from condlora.models.baselines.lora_drop import LoraDrop
 from condlora.models.baselines.mechanism import Batches, Mechanism
 from condlora.models.baselines.own_weights import FrozenWeights, TrainedWeights
 from condlora.models.baselines.prompts import PromptLearning
@@ -35,6 +36,7 @@ MECHANISMS: tuple[type[Mechanism], ...] = (
     RandomParts,
     Butterfly,
     Routed,
+    LoraDrop,
     Eva,
     Pissa,
     Olora,
