@@ -18,6 +18,7 @@ from benchmarks.adapter import memory, step
 from benchmarks.analysis import analysis, controls
 from benchmarks.checkpoints import checkpoints
 from benchmarks.claims import claims, draw
+from benchmarks.learning_rates import learning_rates
 from benchmarks.training import growth, training
 from condlora.paths import ROOT
 from condlora.runs.environment import environment
@@ -42,7 +43,8 @@ def embedded(_: DictConfig) -> dict[str, float]:
 MEASURES = {
     measure.__name__: measure
     for measure in (
-        analysis, controls, step, memory, training, growth, scaling.scaling, checkpoints, claims, tests, embedded,
+        analysis, controls, step, memory, training, growth, scaling.scaling, learning_rates, checkpoints, claims,
+        tests, embedded,
     )
 }  # fmt: skip
 

@@ -1,14 +1,16 @@
-"""A library that is missing or too old is refused when condlora is imported; an untested one or pair is named."""
+"""The oldest and newest libraries work; one that is missing or too old is refused at import; an untested one or pair is named."""
 
 import subprocess
 import sys
 import tomllib
 import warnings
+from pathlib import Path
 
 import pytest
 
 from condlora import versions
 from tests.tasks import ROOT
+from tests.versions import CORE, ENDS, environment, installed, run_tests
 
 
 def test_ranges_equal_those_of_the_package():
@@ -92,3 +94,18 @@ def test_the_peft_that_transformers_needs_is_read_from_its_own_table():
     from transformers.dependency_versions_table import deps
 
     assert deps["peft"] == f"peft>={versions._peft_required_by_transformers()}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
+def test_the_core_tests_pass_at_both_ends_of_the_ranges(end, tmp_path):
+    """`make test-versions` runs all fast tests of the tuner."""
+    peft = f"peft=={versions.SUPPORTED['peft'][0]}"
+    reach = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--retries", "1"]
+    if subprocess.run([*reach, "-d", tmp_path, peft], capture_output=True).returncode:
+        pytest.skip(f"the package index cannot be reached: pip could not download {peft}")
+    python = environment(tmp_path / "environment", end)
+    if end == "newest" and installed(python) == installed(Path(sys.executable)):
+        pytest.skip("the newest versions are those of this environment, in which these tests run")
+    ended = run_tests(python, ["-p", "no:xdist", *CORE], capture_output=True, text=True)
+    assert ended.returncode == 0, f"{installed(python)}\n{ended.stdout[-4000:]}"

@@ -1,0 +1,33 @@
+"""The comparison of learning rates on its smallest model, with few steps."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from benchmarks.learning_rates import learning_rates
+from condlora.errors import ConfigError
+
+SETTINGS = {"glue": None, "seeds": 2, "steps": 10, "pretraining_steps": 10, "encoder_tokens": 16}
+
+
+def rows(rates):
+    return learning_rates(OmegaConf.create({"learning_rates": SETTINGS | {"rates": rates}}))
+
+
+def test_each_method_rate_and_seed_is_a_row_after_that_of_the_model_alone():
+    table = rows({"vision": [0.0, 0.02]})
+    assert list(table.method) == ["none", *["lora", "condlora"] * 4]
+    assert list(table.seed[1:]) == [0] * 4 + [1] * 4
+    assert set(table.form[table.method == "condlora"]) == {"code"}
+    untrained = table[table.rate == 0].loss
+    assert list(untrained) == [table.loss[0]] * 4
+    assert (table[table.rate > 0].loss < table.loss[0]).all()
+
+
+def test_a_run_whose_loss_is_not_finite_has_no_score():
+    table = rows({"vision": [1e30]})
+    assert table.loss[1:].isna().all()
+
+
+def test_text_needs_a_folder():
+    with pytest.raises(ConfigError, match="set it to a folder of GLUE"):
+        rows({"decoder": [0.01]})
