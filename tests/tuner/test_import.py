@@ -195,6 +195,38 @@ def repeat_in_every_layer(tensors):
                 tensors[f"base_model.model.{path}.{side}.weight"] = tensor.clone()
 
 
+TYPE1 = {"use_x": "type1", "lora_x_scaling": 0.25}
+
+
+def add_theta_x(tensors):
+    tensors["linear_for_lora_x"] = random(4, SIZE, seed=9)  # as the authors' save_and_load.py
+
+
+def repeat_theta_x_too(tensors):
+    repeat_in_every_layer(tensors)
+    for path in paths():
+        tensors[f"base_model.model.{path}.linear_for_lora_x.weight"] = random(4, SIZE, seed=9)
+
+
+@pytest.mark.parametrize("edit", [add_theta_x, repeat_theta_x_too])
+def test_authors_type_1_adds_the_scaled_theta_x_to_A_and_can_be_merged(
+    edit, planted, roberta, base, tmp_path
+):
+    config = import_adapter(planted("condlora", edit, **TYPE1), tmp_path / "adapter", base=base)
+    assert (config.method, config.options) == ("condlora_x", TYPE1)
+    thetas, theta_x = authors_tensors("condlora"), random(4, SIZE, seed=9)
+
+    def update(path, W):
+        kind = path.rpartition(".")[2]
+        A = thetas[f"{kind}.linear_for_lora_A"] @ W.T + 0.25 * theta_x
+        return W @ thetas[f"{kind}.linear_for_lora_B"].T @ A
+
+    model = PeftModel.from_pretrained(roberta(), str(tmp_path / "adapter")).eval()
+    want = logits(with_updates(roberta(), update, scaling=2.0))
+    torch.testing.assert_close(logits(model), want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(model.merge_and_unload()), want, rtol=0, atol=1e-5)
+
+
 def test_maps_repeated_in_every_layer_are_stored_once(planted, base, tmp_path):
     import_adapter(planted("condlora", repeat_in_every_layer), tmp_path / "adapter", base=base)
     tensors = load_file(tmp_path / "adapter" / WEIGHTS)
@@ -208,7 +240,9 @@ def test_maps_that_differ_between_layers_are_refused(planted, base, tmp_path):
             "base_model.model.roberta.encoder.layer.2.attention.self.value.linear_for_lora_B.weight"
         ][0, 0] += 1e-3
 
-    with pytest.raises(AdapterError, match=r"different maps for value .*layer\.2"):
+    with pytest.raises(
+        AdapterError, match=r"different tensors for value.linear_for_lora_B .*layer\.2"
+    ):
         import_adapter(planted("condlora", edit), tmp_path / "adapter", base=base)
     assert not (tmp_path / "adapter").exists()
 
@@ -287,6 +321,14 @@ WRONG_AUTHORS = {
         {"use_x": "type2", "lora_x_scaling": 0.5},
         "sets use_x to type2. .* the update differs between examples and cannot be merged",
     ),
+    "a type 1 without theta_x": ("condlora", None, TYPE1, "lacks linear_for_lora_x"),
+    "a theta_x of another width": (
+        "condlora", add("linear_for_lora_x", 4, 8), TYPE1, "linear_for_lora_x is 4 x 8",
+    ),
+    "a theta_x that its config denies": (
+        "condlora", add_theta_x, {}, "holds linear_for_lora_x, which",
+    ),
+    "a type 1 without its factor": ("condlora", add_theta_x, {"use_x": "type1"}, "lacks lora_x_scaling"),
     "a setting nobody knows": ("condlora", None, {"use_dora": True}, "sets use_dora"),
     "trained biases": ("lora", None, {"bias": "all"}, "sets bias"),
     "no alpha": ("condlora", None, {"lora_alpha": None}, "lacks lora_alpha"),

@@ -2,7 +2,8 @@
 
 Three layouts are supported. They are recognised by their keys:
 
-    authors' CondLoRA   query.linear_for_lora_A, in a folder whose adapter_config.json says ConditionalLORA
+    authors' CondLoRA   query.linear_for_lora_A, in a folder whose adapter_config.json says ConditionalLORA; with use_x "type1"
+                        also linear_for_lora_x, one for all modules
     authors' LoRA       PEFT's own keys, in a folder whose adapter_config.json says LORA
     loralib             roberta.encoder.layer.0.attention.self.query.lora_A, in one .bin file
 
@@ -40,14 +41,16 @@ from condlora.tuner.methods.condlora_x import TYPE2
 Tensors = dict[str, torch.Tensor]
 
 LAYOUTS = {
-    "the authors' CondLoRA": re.compile(r"(?:.*\.)?([^.]+)\.linear_for_lora_([AB])(?:\.weight)?"),
+    "the authors' CondLoRA": re.compile(
+        r"(?:(?:.*\.)?([^.]+)\.)?linear_for_lora_([ABx])(?:\.weight)?"
+    ),
     "PEFT's LoRA": re.compile(r"base_model\.model\..+\.lora_[AB]\.weight"),
     "loralib": re.compile(r".+\.lora_[AB]"),
 }
 METHODS = {"the authors' CondLoRA": "ConditionalLORA", "PEFT's LoRA": "LORA"}
-MAP_KEY = re.compile(r".*\.([^.]+)\.condlora_theta_([AB])")  # as our own adapters have it
+MAP_KEY = re.compile(r".*\.([^.]+)\.condlora_theta_([ABx])")  # as our own adapters have it
 # Fields of the authors' adapter_config.json: those that are copied, those that do not affect the weights, and those that
-# must have one value.
+# must have one of these values.
 TAKEN = (
     "r",
     "lora_alpha",
@@ -63,7 +66,7 @@ TAKEN = (
 )
 NEEDED = ("r", "lora_alpha", "target_modules")
 IGNORED = ("peft_type", "inference_mode", "init_lora_weights", "lora_x_scaling")
-EXPECTED = {"bias": "none", "fan_in_fan_out": False, "use_x": "none"}
+EXPECTED = {"bias": ("none",), "fan_in_fan_out": (False,), "use_x": ("none", "type1")}
 
 
 def import_adapter(
@@ -77,7 +80,7 @@ def import_adapter(
 
     `source` is a folder of the authors' code or a file of loralib. `base`, a folder or hub id, is the base model; only its
     config is read, to check every name and shape. `lora_alpha` is needed for loralib, whose file does not hold it. The authors' CondLoRA becomes a `CondLoraConfig` of form "code", each map
-    stored once; the others become a `LoraConfig`.
+    stored once, and its variant "type1" one of method "condlora_x"; the others become a `LoraConfig`.
 
     Raises:
         AdapterError: the source has none of the layouts, is damaged, or does not fit the base model.
@@ -170,12 +173,14 @@ def _from_authors(
             f"{source / CONFIG_NAME} does not name peft_type {METHODS[layout]!r}, which the keys of the "
             "weights require: config and weights are not from one checkpoint of the authors' code."
         )
-    lacking = [name for name in NEEDED if not settings.get(name)]
+    has_theta_x = settings.get("use_x") == "type1"
+    needed = (*NEEDED, "lora_x_scaling") if has_theta_x else NEEDED
+    lacking = [name for name in needed if not settings.get(name)]
     unusual = [
         name
         for name, value in settings.items()
         if name not in (*TAKEN, *IGNORED)
-        and (value != EXPECTED[name] if name in EXPECTED else value)
+        and (value not in EXPECTED[name] if name in EXPECTED else value)
     ]
     if lacking or unusual:
         fault = "lacks " + ", ".join(lacking) if lacking else "sets " + ", ".join(unusual)
@@ -186,6 +191,9 @@ def _from_authors(
         )
     taken = {name: settings[name] for name in TAKEN if settings.get(name) is not None}
     if layout == "the authors' CondLoRA":
+        if has_theta_x:
+            taken["method"] = "condlora_x"
+            taken["options"] = {"use_x": "type1", "lora_x_scaling": settings["lora_x_scaling"]}
         return CondLoraConfig(**taken, form="code", inference_mode=True)
     return LoraConfig(**taken, inference_mode=True)
 
@@ -198,7 +206,7 @@ def _shared_once(tensors: Tensors, source: Path) -> Tensors:
         name = _map_name(match) if match else key
         if match and name in plain and not torch.equal(plain[name], tensor):
             raise AdapterError(
-                f"{source} holds different maps for {match[1]} ({key} is one): the layers of CondLoRA share one, "
+                f"{source} holds different tensors for {name} ({key} is one): the layers of CondLoRA share one, "
                 "so the file is damaged or of another method."
             )
         plain[name] = tensor
@@ -288,7 +296,10 @@ def _fitted(
 
 
 def _map_name(match: re.Match[str]) -> str:
-    return "{}.linear_for_lora_{}".format(*match.groups())
+    """The authors' name of a map: of its module kind, or for theta_x of none."""
+    module, side = match.groups()
+    name = f"linear_for_lora_{side}"
+    return name if side == "x" or module is None else f"{module}.{name}"
 
 
 def _shown(name: str) -> str:
