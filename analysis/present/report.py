@@ -47,6 +47,7 @@ from analysis.present import (
     report_reference,
     span_similarity,
     typeset,
+    which_weights,
 )
 from analysis.present.limits import in_short, limits
 from analysis.present.report_plots import interval
@@ -119,6 +120,7 @@ def build(
         adapter_similarity.section(findings.adapters),
         efficiency.section(findings.costs),
         frontier.section(study.done, thresholds.confidence, figures),
+        which_weights.section(study.done),
         *_of_matrices(study, stacks, evidence, ranks),
         ledger.section(evidence, thresholds),
         Section("What needs adapters", [missing_adapters(study.done)], [], []),

@@ -54,11 +54,14 @@ def family(adapter: str) -> str:
 
 @functools.cache
 def label(adapter: str) -> str:
-    """The display name of a method: its configuration's title or name, followed by the rank if the name has one."""
+    """The display name of a method: its configuration's title or name, with the rank or weights that the name has."""
     if adapter in METHOD_NAMES:
         return METHOD_NAMES[adapter]
     path = CONFIGS / "adapter" / f"{adapter}.yaml"
     if path.is_file():
         return yaml.safe_load(path.read_text(encoding="utf-8")).get("title", adapter)
+    chosen = re.fullmatch(r"lora_on_([qkvo]+)", adapter)
+    if chosen:
+        return f"LoRA of {', '.join(f'W{kind}' for kind in chosen[1])}"
     ranked = re.fullmatch(r"(.+)_r(\d+)", adapter)
     return f"{label(ranked[1])}, r = {ranked[2]}" if ranked else adapter

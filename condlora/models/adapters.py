@@ -115,7 +115,8 @@ def _settings_of(folder: Path) -> tuple[DictConfig, Backbone]:
 def load_factors(folder: Path) -> dict[str, Factors]:
     """W, A and B of every adapted layer of a finished run, by module kind ("query", "value").
 
-    Empty where the method does not add one product B A to each W, see `condlora.models.baselines.is_one_product`.
+    Empty where the method does not add one product B A to each W, see `condlora.models.baselines.is_one_product`, or adapts
+    not all of these modules.
     """
     with safe_open(folder / "adapter" / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         names = list(file.keys())
@@ -123,8 +124,11 @@ def load_factors(folder: Path) -> dict[str, Factors]:
     cfg = OmegaConf.load(folder / "config.yaml")
     if not baselines.is_one_product(cfg.adapter, config, names):
         return {}
-    model, cfg = load_run(folder)
-    return layer_factors(model, OmegaConf.to_container(cfg.backbone.modules))
+    modules = OmegaConf.to_container(cfg.backbone.modules)
+    if not all(any(f".{module}." in name for name in names) for module in modules.values()):
+        return {}
+    model, _ = load_run(folder)
+    return layer_factors(model, modules)
 
 
 def changed_weights(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:

@@ -14,13 +14,14 @@ from condlora.runs.record import read_record
 
 RECIPE_GROUPS = ("task", "backbone", "adapter", "protocol", "data")
 # Left out of a recipe: the protocol's tables, of which a cell's own entries are resolved into its fields, and
-# where data and weights lie, for the hashes in a record say what they are; what docs/methods.md says of an adapter, and its
-# default rate, for the protocol's field holds the one that is used.
+# where data and weights lie, for the hashes in a record say what they are; what docs/methods.md says of an adapter, its
+# default rate, for the protocol's field holds the one that is used, and the choices of `lora_on`, of which the one that is used
+# is in its config.
 NOT_IN_RECIPE = {
     "protocol": ("tables",),
     "data": ("root",),
     "backbone": ("path", "weights_sha256"),
-    "adapter": ("title", "formula", "free", "note", "printed", "default_learning_rate"),
+    "adapter": ("title", "formula", "free", "note", "printed", "default_learning_rate", "choices"),
 }
 
 
