@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from benchmarks.learning_rates import learning_rates
 from condlora.errors import ConfigError
 
-SETTINGS = {"glue": None, "seeds": 2, "steps": 10, "pretraining_steps": 10, "encoder_tokens": 16}
+SETTINGS = {"glue": None, "seeds": 2, "steps": 20, "pretraining_steps": 30, "encoder_tokens": 16}
 
 
 def rows(rates):
@@ -14,13 +14,12 @@ def rows(rates):
 
 
 def test_each_method_rate_and_seed_is_a_row_after_that_of_the_model_alone():
-    table = rows({"vision": [0.0, 0.02]})
-    assert list(table.method) == ["none", *["lora", "condlora"] * 4]
-    assert list(table.seed[1:]) == [0] * 4 + [1] * 4
+    table = rows({"vision": [0.02]})
+    assert list(table.method) == ["none", *["lora", "condlora"] * 2]
+    assert list(table.seed[1:]) == [0, 0, 1, 1]
     assert set(table.form[table.method == "condlora"]) == {"code"}
-    untrained = table[table.rate == 0].loss
-    assert list(untrained) == [table.loss[0]] * 4
-    assert (table[table.rate > 0].loss < table.loss[0]).all()
+    assert (table.loss[1:] < table.loss[0]).all()
+    assert table.accuracy.between(0, 1).all()
 
 
 def test_a_run_whose_loss_is_not_finite_has_no_score():
