@@ -18,6 +18,7 @@ from benchmarks.adapter import memory, step
 from benchmarks.analysis import analysis, controls
 from benchmarks.checkpoints import checkpoints
 from benchmarks.claims import claims, draw
+from benchmarks.latency import latency
 from benchmarks.learning_rates import learning_rates
 from benchmarks.training import growth, training
 from condlora.paths import ROOT
@@ -43,8 +44,8 @@ def embedded(_: DictConfig) -> dict[str, float]:
 MEASURES = {
     measure.__name__: measure
     for measure in (
-        analysis, controls, step, memory, training, growth, scaling.scaling, learning_rates, checkpoints, claims,
-        tests, embedded,
+        analysis, controls, step, memory, training, growth, scaling.scaling, learning_rates, latency, checkpoints,
+        claims, tests, embedded,
     )
 }  # fmt: skip
 

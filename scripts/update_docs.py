@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "reference"
@@ -101,6 +102,34 @@ def speed() -> list[str]:
     return _table(header, rows)
 
 
+def latency() -> list[str]:
+    """Inference time over the backbone's on MiniLM, with the ratios of Hu et al.'s table 1 in columns of their own."""
+    found = pd.read_csv(RESULTS / "benchmark/latency.csv")
+    found = found[found.model == "minilm"].set_index(["method", "batch", "tokens"])
+    paper = yaml.safe_load((ROOT / "results/paper/latency.yaml").read_text(encoding="utf-8"))
+    names = {
+        "backbone_again": "the backbone, a copy",
+        "lora": "LoRA, merged",
+        "condlora": "CondLoRA, merged",
+        "pfeiffer": "Adapter (Pfeiffer)",
+        "houlsby": "Adapter (Houlsby)",
+    }
+    rows = []
+    for method, name in names.items():
+        row = [name]
+        for shape in paper["times"]:
+            n = found.loc[(method, *map(int, shape.split("x")))]
+            row.append(
+                f"{n.over_backbone:.3f} [{n.over_backbone_min:.3f}, {n.over_backbone_max:.3f}]"
+            )
+        for times in paper["times"].values():
+            row.append(f"{times[method] / times['lora']:.2f}" if method in times else "–")
+        rows.append(row)
+    shapes = [shape.replace("x", " x ") for shape in paper["times"]]
+    header = ["time over the backbone's", *shapes, *(f"Hu et al., {shape}" for shape in shapes)]
+    return _table(header, rows)
+
+
 def peft_suite() -> list[str]:
     """Outcomes of PEFT's own tests: a row for each suite, passed, failed and skipped tests of each method."""
     found = pd.read_csv(RESULTS / "peft_suite/outcomes.csv").set_index(["suite", "method"])
@@ -129,7 +158,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 TABLES = {
     f.__name__: f
-    for f in (embedded, kinship, kinship_glue, kinship_rank, speed, peft_suite, methods)
+    for f in (embedded, kinship, kinship_glue, kinship_rank, speed, latency, peft_suite, methods)
 }
 
 
