@@ -65,7 +65,7 @@ def statement(values: pd.DataFrame, tests: pd.DataFrame, thresholds: Thresholds)
 
 # (verdict against Gaussian matrices, verdict against the control) -> what follows.
 _READING = {
-    (HOLDS, FAILS): "The similarity is that which W₀⁻¹ gives to any A and B, within the margin.",
+    (HOLDS, FAILS): "Within the margin, W₀⁻¹ gives the same similarity to any A and B.",
     (HOLDS, HOLDS): "Training adds to the similarity that W₀⁻¹ gives to any A and B.",
     (FAILS, FAILS): "There is no similarity to explain.",
 }

@@ -188,10 +188,10 @@ def section(result: ConversionSimilarity, folder: Path) -> Section:
     panel, wanted = paper_panel(result), published("figure1")
     text = [
         "The paper's random baseline does not pass through W₀⁻¹: it compares Gaussian matrices "
-        "themselves. Conversion matrices are W₀⁻¹ times something, and W₀⁻¹ alone stretches "
-        "whatever it meets along the smallest singular directions of W₀; where those are similar "
-        "between layers, the products are similar although nothing was learned. The third kind of panel "
-        "shows this control: Gaussian A and B of the same shapes through the same W₀⁻¹.",
+        "themselves. Conversion matrices are products with W₀⁻¹, which amplifies the smallest singular "
+        "directions of W₀ in any matrix. Where these directions are similar between layers, the "
+        "products are similar although nothing was learned. The third kind of panel shows this control: "
+        "Gaussian A and B of the same shapes through the same W₀⁻¹.",
         *([TYPES] if any(key[1] == TRANSPOSED for key in result.maps) else []),
     ]
     if panel and panel != (wanted["task"], wanted["module"]):

@@ -73,16 +73,16 @@ def table2(runs: pd.DataFrame) -> typeset.Table:
         ],
         data=runs,
         notes=[
-            "Mean ± sd over seeds (n); differences of methods are paired by seed. MNLI: accuracy over matched and mismatched together (apart "
+            "Mean ± sd over seeds (n); differences of methods are paired by seed. MNLI: accuracy over matched and mismatched together (separately "
             "in the csv); CoLA: Matthews correlation; STS-B: Pearson correlation; elsewhere "
             "accuracy. Avg.: mean over the eight tasks of their means; ± is the standard deviation of "
             "a mean of one run from each task, n the smallest number of runs of a task.",
             "One test example: the points that one more correct answer adds to an accuracy, 100 / n; "
-            "accuracies of two runs differ by a multiple of it. A correlation has no such step.",
+            "accuracies of two runs differ by a multiple of it. Correlations have no such step.",
             "Majority class: accuracy of a constant prediction of the most frequent training class; "
             "not defined for CoLA's and STS-B's correlations.",
-            "The averages the paper prints are not the means of the rows it prints. Both are "
-            "shown: Avg. is the mean of the printed row, and differences use it.",
+            "The averages that the paper prints are not the means of its printed rows. Both are "
+            "shown; Avg. is the mean of the printed row, and differences are computed from it.",
             *[f"Not GLUE tasks, in no average: {', '.join(own)}."] * bool(own),
         ],
     )

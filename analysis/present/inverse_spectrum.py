@@ -27,7 +27,7 @@ def statement(result: Spectra) -> str:
         return low if low == high else f"{low} to {high}"
 
     return (
-        f"Along W₀'s {last} smallest of its singular directions lies a share {value(TRAINED, 'energy', last)} of the "
+        f"The {last} smallest singular directions of W₀ hold {value(TRAINED, 'energy', last)} of the "
         f"squared norm of trained conversion matrices, and {value(CONTROL, 'energy', last)} with Gaussian A and "
         f"B. Taking these directions out leaves a mean φ of {value(TRAINED, 'off_diagonal', last)} (trained) "
         f"and {value(CONTROL, 'off_diagonal', last)} (Gaussian A and B), where random subspaces have "

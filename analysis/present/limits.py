@@ -23,7 +23,7 @@ def limits(done: list[Cell], alpha: float) -> list[str]:
         lines.append(
             f"The backbone is {names}; the paper's is RoBERTa-base (12 layers of width 768). "
             "Scores, φ and speeds here are other quantities than the paper's: their differences "
-            "from its numbers measure the backbone, and only the direction of a claim carries over."
+            "from its numbers measure the backbone, and only the direction of an effect can be compared."
         )
     own = listed(cell.task for cell in done if cell.task not in TASKS)
     if own:
@@ -49,12 +49,12 @@ def limits(done: list[Cell], alpha: float) -> list[str]:
     seeds = len({cell.seed for cell in done})
     lines += [
         f"The paper does not state its number of seeds or its standard deviations; here there are {seeds}. "
-        "Seeds repeat the training and not the pre-training: all runs share one W₀, and no verdict "
-        "speaks for another.",
+        "Seeds repeat the training and not the pre-training: all runs share one W₀, and the verdicts "
+        "apply to this W₀ alone.",
         f"Each claim is tested at level {alpha:g}; p values are adjusted within a claim where its rule "
-        "says so, and not over claims: of many claims that are false, some are found to hold by chance.",
-        "An interval over seeds says how far other seeds would lie on the same test examples, one over "
-        "test examples how far other examples would with the same seeds. Neither says both. "
+        "says so, but not over claims: of many false claims, some are found to hold by chance.",
+        "An interval over seeds describes the variation over seeds with the test examples fixed; an interval "
+        "over test examples describes the variation over examples with the seeds fixed. Neither covers both. "
         + _resolution(done),
         "The paper's pairwise t-test does not say what is paired; here it is seeds. A large p does "
         "not show that the methods are equal, so equality has a test of its own.",

@@ -84,8 +84,8 @@ def pictures_as_published(result: ConversionSimilarity, folder: Path) -> list[Pi
         return []
     task, module = paper_panel(result)
     caption = (
-        f"Figure 1 as the paper draws it, for {TASKS.get(task, task)}, {module} modules: colours from 0 to 1, the diagonal 1. "
-        "The mean in a title is that of pairs of two different layers. On this scale what differs from the Gaussian matrices "
-        "is hardly visible; the figures with a finer scale show it."
+        f"Figure 1 as the paper draws it, for {TASKS.get(task, task)}, {module} modules: the colour scale runs from 0 to 1, and the diagonal is 1. "
+        "The title gives the mean over pairs of two different layers. On this scale the difference to Gaussian matrices is "
+        "hardly visible; the next figures use a finer scale."
     )
     return [Picture(path, alt=caption, caption=caption)]

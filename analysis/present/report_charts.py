@@ -85,10 +85,10 @@ def figure1(result: ConversionSimilarity) -> Chart | None:
     limit = round_up(largest)
     views = [_map(result, values, panel, source, limit) for source in (TRAINED, CONTROL)]
     text = (
-        "φ between the conversion matrices of two layers, mean over seeds or draws. Each map has its own choices; point at a cell for "
-        "its value. The scale 0 to 1 is the paper's. The diagonal is 1 by definition and left grey."
+        "φ between the conversion matrices of two layers, mean over seeds or draws. Each map has its own choices. Point at a cell to see "
+        "its value. The paper's scale is 0 to 1. The diagonal is 1 by definition and drawn in grey."
     )
-    return Chart("explore-figure1", "Figure 1, any panel", text, views, "figures/figure1_<modules>.csv")  # fmt: skip
+    return Chart("explore-figure1", "Figure 1, interactive", text, views, "figures/figure1_<modules>.csv")  # fmt: skip
 
 
 def _rounded(matrix: np.ndarray) -> list[float | None]:
@@ -112,7 +112,7 @@ def _map(
             _choice("modules", panel[1], {m: m for m in result.modules}),
             _choice("matrix", "A", {m: f"W₀→{MATRIX_LABEL[m]}" for m in matrices}),
             _choice("source", source, {s: SOURCE_LABEL.get(s, s) for s in sources}),
-            _choice("scale", "data", {"data": f"0 to {limit:g} (the data's)", "paper": "0 to 1 (the paper's)"}),
+            _choice("scale", "data", {"data": f"0 to {limit:g} (data)", "paper": "0 to 1 (paper)"}, "radio"),
         ],
         data={"values": values},
         height=320,
@@ -192,7 +192,7 @@ def frontier_chart(found: pd.DataFrame) -> Chart:
         ],
     )  # fmt: skip
     named = ", ".join(label(m) for m in found.method[found.on_frontier])
-    text = f"On the frontier (no method with as few parameters has as high a mean score): {named}. It is not a ranking: see the intervals. Point at a mark for the method and its numbers."
+    text = f"On the frontier (no method with as few parameters has as high a mean score): {named}. This is not a ranking: see the intervals. Point at a mark to see the method and its numbers."
     return Chart("explore-frontier", "Score against cost", text, [spec], "tables/frontier.csv")
 
 
@@ -255,8 +255,8 @@ def _family_colours(families: Sequence[str]) -> dict[str, list[str]]:
     return {"domain": list(families), "range": [colours[f].replace("#000000", "#888888") for f in families]}  # fmt: skip
 
 
-def _choice(name: str, value: str, options: dict[str, str]) -> Spec:
-    bind = {"input": "select", "options": list(options), "labels": list(options.values()), "name": name}  # fmt: skip
+def _choice(name: str, value: str, options: dict[str, str], field: str = "select") -> Spec:
+    bind = {"input": field, "options": list(options), "labels": list(options.values()), "name": name}  # fmt: skip
     return {"name": name, "value": value, "bind": bind}
 
 

@@ -25,7 +25,7 @@ SHORT = {  # a claim of the paper in a few words
     "deep_above_shallow_mnli": "deep layers more similar than shallow ones",
     "equal_each_task": "equal scores on each task",
     "equal_on_average": "equal mean score",
-    "no_difference_found": "no difference found by t-tests",
+    "no_difference_found": "no difference found by paired t-tests",
     "adapters_above_random_value": "A, B and ΔW more similar than random matrices",
     "parameters_one_over_layers": "1/L of LoRA's parameters",
     "speed_not_lower": "training as fast as LoRA",
@@ -97,7 +97,7 @@ def _panel(claims: Sequence[Claim], place: str, question: str, numbers: str, plo
             parts.append(f"{words}: {', '.join(names)}.")
     if place == "Figure 1" and _is(claims, "conversion_above_control", FAILS):
         parts.append(
-            "Gaussian A and B through the same W₀⁻¹, with nothing learned, are as similar."
+            "However, Gaussian A and B passed through the same W₀⁻¹ are equally similar, although nothing was learned."
         )
     return Overview(place, question, together, " ".join(parts), numbers, plot, below)
 
@@ -127,7 +127,8 @@ def _table2(findings: Findings, margin: float) -> tuple[str, Markup, str]:
         numbers += "; here not all eight tasks were run."
     alt = "CondLoRA − LoRA in points for each task, in the paper and here."
     plot = dot_rows(rows, alt=alt, digits=0, null=0.0, margin=margin)
-    return numbers, plot, f"CondLoRA − LoRA, points; the band is ± {margin:g}"
+    below = f"CondLoRA − LoRA in points with intervals; the band is the margin, ± {margin:g}"
+    return numbers, plot, below
 
 
 def _figure1(findings: Findings) -> tuple[str, Markup, str]:
@@ -153,9 +154,7 @@ def _figure1(findings: Findings) -> tuple[str, Markup, str]:
     limit = round_up(largest)
     named = (f"{title} {number(a, 3)} and {number(b, 3)}" for (*_, title), a, b in zip(columns, *means, strict=True))  # fmt: skip
     numbers = f"Mean φ of W₀→A and W₀→B: {'; '.join(named)}. The paper prints no values."
-    below = (
-        f"{TASKS.get(task, task)}, {module} modules, layer by layer; colours from 0 to {limit:g}"
-    )
+    below = f"{TASKS.get(task, task)}, {module} modules, layer by layer; colour scale from 0 to {limit:g}"
     alt = f"Maps of φ between layers for W₀→A and W₀→B. {numbers}"
     return numbers, heat_maps(rows, limit=limit, alt=alt), below
 
@@ -173,12 +172,13 @@ def _table3(findings: Findings) -> tuple[str, Markup, str]:
             here.append(f"{MATRIX_LABEL[matrix]} {number(float(np.mean(ours)), 1)}")
         rows.append(Row(MATRIX_LABEL[matrix], [v / expected for v in values], ours))
     printed = ", ".join(f"{row.name} {number(float(np.mean(row.paper)), 1)}" for row in rows)
-    numbers = f"Times the value of random subspaces, mean over layers: {printed} in the paper"
+    numbers = f"Ratio to the value of random subspaces, mean over layers: {printed} in the paper"
     numbers += f"; {', '.join(here)} here." if here else "; no pair of runs here."
-    alt = f"φ between LoRA's and CondLoRA's matrices, one dot a layer. {numbers}"
+    alt = f"φ between LoRA's and CondLoRA's matrices, one mark for each layer. {numbers}"
     spaced = [part for row in rows for part in (Row(f"{row.name}, paper", row.paper), Row("here", (), row.here))]  # fmt: skip
     plot = dot_rows(spaced, alt=alt, digits=0, null=1.0)
-    return numbers, plot, f"φ over that of random subspaces, {module} modules; a dot for each layer"
+    below = f"φ relative to random subspaces (dotted line: 1), {module} modules; one mark for each layer"
+    return numbers, plot, below
 
 
 def _table4(claims: Sequence[Claim]) -> tuple[str, Markup, str]:
@@ -198,9 +198,10 @@ def _table4(claims: Sequence[Claim]) -> tuple[str, Markup, str]:
         ends = interval(*claim.interval, 2)
         here.append(f"{number(claim.estimate, 3)}{'' if ends == UNDEFINED else f' {ends}'} here")
     text = (
-        f"LoRA's parameters over L times CondLoRA's: {number(rows[0].paper[0], 3)} in the paper, {here[0]}. "
-        f"Training speed over LoRA's: {number(rows[1].paper[0], 3)} in the paper, {here[1]}. "
-        f"Merged: equal in the paper, without a number; {here[2]}."
+        f"LoRA's parameters / (L × CondLoRA's): {number(rows[0].paper[0], 3)} in the paper, {here[0]}. "
+        f"Training speed / LoRA's: {number(rows[1].paper[0], 3)} in the paper, {here[1]}. "
+        f"Merged speed / LoRA's: equal in the paper (no number printed), {here[2]}."
     )
     plot = dot_rows(rows, alt=f"Ratios of CondLoRA and LoRA. {text}", digits=2, null=1.0)
-    return text, plot, "parameters: LoRA's over L times CondLoRA's; speeds over LoRA's; 1 is equal"
+    below = "parameters: LoRA's / (L × CondLoRA's); speeds: relative to LoRA; 1 means equal"
+    return text, plot, below

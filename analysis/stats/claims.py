@@ -30,7 +30,7 @@ KINDS = {  # in the order of a report
     "paper": "claim of the paper",
     "generalisation": "our generalisation",
     "control": "our control",
-    "check": "check of the print or of the arithmetic",
+    "check": "check of printed numbers or arithmetic",
 }
 
 

@@ -66,7 +66,9 @@ def _missing(runs: pd.DataFrame) -> list[str]:
     """Which ranks have no finished run; one sentence where each method has one rank alone."""
     if (runs.groupby("method").r.nunique() == 1).all():
         ranks = ", ".join(map(str, sorted(set(runs.r))))
-        return [f"Each method here ran at one rank (r = {ranks}): nothing is said of others."]
+        return [
+            f"Each method was run at one rank (r = {ranks}), so nothing can be concluded about other ranks."
+        ]
     absent = {m: [r for r in RANKS if r not in set(runs.r[runs.method == m])] for m in COMPARED}
     named = [f"{label(m)} at r = {', '.join(map(str, rs))}" for m, rs in absent.items() if rs]
     return [f"Not run: {'; '.join(named)}."] if named else []

@@ -100,7 +100,7 @@ def test_one_rank_of_each_method_is_said_and_not_drawn(cells, stacks, settings, 
     found = rank_runs.by_rank(cells[:2] + more, stacks[:1], settings)
     section = present_rank.section(found, tmp_path)
     assert section.text == [
-        f"Each method here ran at one rank (r = {said}): nothing is said of others."
+        f"Each method was run at one rank (r = {said}), so nothing can be concluded about other ranks."
     ]
     assert not section.shown and not list(tmp_path.iterdir())
 

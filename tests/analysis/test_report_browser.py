@@ -64,7 +64,7 @@ def test_links_of_a_panel_lead_to_its_numbers_and_open_what_is_folded(open_page)
     assert not scores.is_visible()
     page.locator("#panel-1").get_by_text("All numbers").click()
     assert scores.is_visible()
-    page.locator("#panel-2").get_by_text("Any panel, any scale").click()
+    page.locator("#panel-2").get_by_text("Choose panel and scale").click()
     assert page.locator("#explore-figure1 h2").bounding_box()["y"] < 200
     page.locator(".not-comparable a").click()
     assert page.locator("#limits").is_visible()
@@ -92,6 +92,10 @@ def test_every_choice_of_figure_1_changes_the_map_and_only_its_own(open_page):
         page.wait_for_timeout(200)
         assert chart(page).locator("svg.marks").inner_html() != before
         select.select_option(index=current)
+    before = chart(page).locator("svg.marks").inner_html()
+    chart(page).get_by_label("0 to 1 (paper)").check()
+    page.wait_for_timeout(200)
+    assert chart(page).locator("svg.marks").inner_html() != before
     assert page.locator("#explore-figure1 .chart svg.marks").nth(1).inner_html() == other
 
 
