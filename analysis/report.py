@@ -3,7 +3,7 @@
 Examples:
     python analysis/report.py profile=embedded
     python analysis/report.py profile=embedded margin_points=0.5
-    python analysis/report.py profile=kinship against=kinship_glue
+    python analysis/report.py profile=embedded against=mpnet_conversion
 """
 
 from pathlib import Path
