@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from readme_blocks import BLOCKS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "reference"
@@ -159,7 +160,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 TABLES = {
     f.__name__: f
     for f in (embedded, kinship, kinship_glue, kinship_rank, speed, latency, peft_suite, methods)
-}
+} | BLOCKS
 
 
 def updated(text: str) -> str:
