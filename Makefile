@@ -40,12 +40,11 @@ report: $(INSTALLED) ## tables, figures and report of a PROFILE's finished runs,
 	@$(BIN)/python analysis/report.py profile=$(PROFILE)
 
 .PHONY: reference
-reference: ## for maintainers: copy the results of a PROFILE and its runs' records to results/reference, to be committed
-	@test -d results/$(PROFILE) || { echo 'error: results/$(PROFILE) does not exist: run make report PROFILE=$(PROFILE) first.' >&2; exit 2; }
-	@mkdir -p results/reference/$(PROFILE)
-	@cd results/$(PROFILE); for part in tables figures claims.json report.html report.md search.csv; do \
-	  if [ -e $$part ]; then rm -rf ../reference/$(PROFILE)/$$part; cp -r $$part ../reference/$(PROFILE)/; fi; done
+reference: ## for maintainers: write the report of a PROFILE and its runs' records to results/reference, to be committed
 	@$(BIN)/python analysis/records.py profile=$(PROFILE) $(ARGS)
+	@rm -rf results/reference/$(PROFILE)/tables results/reference/$(PROFILE)/figures
+	@$(BIN)/python analysis/report.py profile=$(PROFILE) results=results/reference $(ARGS)
+	@if [ -e results/$(PROFILE)/search.csv ]; then cp results/$(PROFILE)/search.csv results/reference/$(PROFILE)/; fi
 	$(BIN)/python scripts/update_docs.py
 
 .PHONY: list
