@@ -117,12 +117,13 @@ def _run(
     *,
     with_grid: bool,
 ) -> None:
-    """Let Hydra call `function` once for each job of the command line, here or in a launcher's workers."""
+    """Call `function` once for each job of the command line: Hydra does, or this process for a grid without a launcher."""
     if before is not None:
         before(overrides)
     import hydra
 
     from condlora.commands.settings import check_command
+    from condlora.grid.launch import do_each, is_done_here
     from condlora.grid.workers import call_in_worker
 
     raised: list[UserError] = []
@@ -136,7 +137,10 @@ def _run(
             raised.append(error)
 
     path = CONFIGS / config
-    hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.name)(job)()
+    if with_grid and is_done_here(tuple(overrides)):
+        do_each(tuple(overrides), job)
+    else:
+        hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.name)(job)()
     if raised:
         raise raised[0]
     if after is not None:

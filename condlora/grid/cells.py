@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from condlora.errors import MissingRates, RunFolderError
@@ -128,7 +128,9 @@ def each_config(overrides: Words) -> Iterator[tuple[DictConfig, bool]]:
     parser = OverridesParser.create()
     swept = [*(f"{key}={value}" for key, value in params.items()), *overrides]
     jobs = BasicSweeper.split_arguments(parser.parse_overrides(swept), max_batch_size=None)[0]
-    split = [_split_seed(job, parser) for job in jobs]
+    # Parsing a word takes a millisecond, and the jobs of a grid share most of theirs.
+    parse = functools.cache(lambda word: parser.parse_overrides([word])[0])
+    split = [_split_seed(job, parse) for job in jobs]
     before = None
     with _composing():
         composed = _composer(list(dict.fromkeys(words for words, _ in split)), parser)
@@ -140,11 +142,12 @@ def each_config(overrides: Words) -> Iterator[tuple[DictConfig, bool]]:
             before = words
 
 
-def _split_seed(job: list[str], parser: OverridesParser) -> tuple[Words, object]:
+def _split_seed(job: list[str], parse: Callable[[str], Override]) -> tuple[Words, object]:
     """A job's overrides without its seed, and the seed: runs that differ in it alone share one composition."""
-    seeds = [o for o in parser.parse_overrides(job) if o.key_or_group == "seed"]
-    lines = {o.input_line for o in seeds}
-    return tuple(word for word in job if word not in lines), seeds[-1].value() if seeds else None
+    parsed = [parse(word) for word in job]
+    seeds = [o for o in parsed if o.key_or_group == "seed"]
+    rest = tuple(o.input_line for o in parsed if o.key_or_group != "seed")
+    return rest, seeds[-1].value() if seeds else None
 
 
 def _composer(jobs: list[Words], parser: OverridesParser) -> Callable[[Words], DictConfig]:

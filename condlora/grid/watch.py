@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -69,7 +69,7 @@ def require_done(overrides: list[str], *, others_may_run: bool = False) -> None:
 
 
 class GridProgress(Callback):
-    """Hydra callback: the bar over the runs of a grid, with the time left.
+    """The bar over the runs of a grid, with the time left; also a callback of Hydra.
 
     It counts finished records on disk, so it is right whatever launcher starts the runs and wherever.
     """
@@ -82,13 +82,13 @@ class GridProgress(Callback):
         # Launchers send callbacks to their workers; bar and thread stay in this process.
         return (GridProgress, ())
 
-    def on_multirun_start(self, config: DictConfig, **_) -> None:
-        cells = plan_cells(tuple(config.hydra.overrides.task))
+    def begin(self, cells: Sequence[Planned], progress: str) -> None:
+        """progress: the setting `runtime.progress`."""
         left = [cell for cell in cells if state_of(cell).state != "done"]
         if len(cells) < 2:
             return
         say(f"{len(cells)} runs: {len(cells) - len(left)} done, {len(left)} to do")
-        if left and bars_wanted(config.runtime.progress):
+        if left and bars_wanted(progress):
             self.bar = tqdm(total=len(left), desc="grid", unit="run", position=0)
             threading.Thread(target=self._watch, args=(left,), daemon=True).start()
 
@@ -99,7 +99,13 @@ class GridProgress(Callback):
             self.bar.n = total - len(pending)
             self.bar.refresh()
 
-    def on_multirun_end(self, config: DictConfig, **_) -> None:
+    def end(self) -> None:
         self.over.set()
         if self.bar is not None:
             self.bar.close()
+
+    def on_multirun_start(self, config: DictConfig, **_) -> None:
+        self.begin(plan_cells(tuple(config.hydra.overrides.task)), config.runtime.progress)
+
+    def on_multirun_end(self, config: DictConfig, **_) -> None:
+        self.end()

@@ -19,12 +19,13 @@ import datetime
 import errno
 import json
 import re
+import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from condlora.errors import ConfigError, Interrupted, RunFolderError, UnreadableRun, UserError
-from condlora.files import json_sha256, sha256, write_atomically
+from condlora.files import json_sha256, remove_scratch, sha256, write_atomically
 
 SCHEMA_VERSION = 2
 STATUSES = ("running", "interrupted", "failed", "done")
@@ -211,3 +212,9 @@ def finished_record(folder: Path, digest: str) -> dict | None:
     except RunFolderError:
         return None
     return record if record["status"] == "done" and record["recipe_hash"] == digest else None
+
+
+def tidy(folder: Path) -> None:
+    """Remove the checkpoints and half-written files from the folder of a finished run."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    remove_scratch(folder)

@@ -130,9 +130,3 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
-
-
-def tidy(folder: Path) -> None:
-    """Remove the checkpoints and half-written files from the folder of a finished run."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    remove_scratch(folder)

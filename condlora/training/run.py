@@ -31,12 +31,13 @@ from condlora.runs.record import (
     new_record,
     now,
     run_folder,
+    tidy,
     write_record,
 )
 from condlora.runs.settings import check_settings
 from condlora.training import distributed
 from condlora.training.bars import RunBar, say
-from condlora.training.checkpoints import Checkpoints, tidy
+from condlora.training.checkpoints import Checkpoints
 from condlora.training.device import described_environment, make_accelerator
 from condlora.training.ending import Ending, ends_on_error
 from condlora.training.evaluation import test_kept
