@@ -1,4 +1,4 @@
-"""Workers of a grid on the nodes of a cluster. A worker is the training command itself: claims divide the runs.
+"""Workers on the nodes of a cluster. A worker is the command of training or of a search: claims divide runs and trials.
 
 Belongs here: what is submitted, and how its end is seen from the run folders. Never: how a run is trained.
 """

@@ -1,17 +1,15 @@
-"""Workers as tasks of a Ray cluster: each runs the training command on a node that has room for it."""
+"""Workers as tasks of a Ray cluster: each runs a command of this project on a node that has room for it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from condlora.cluster.settings import RaySettings
-from condlora.cluster.worker import command_of_worker
 from condlora.errors import ClusterError, first_line
 from condlora.paths import ROOT
 
@@ -63,15 +61,14 @@ def _require_open(address: str) -> None:
 
 
 def launch(
-    settings: RaySettings, workers: int, words: Sequence[str], logs: Path
+    settings: RaySettings, workers: int, command: Sequence[str], logs: Path
 ) -> tuple[str, Callable[[], bool]]:
     """Start the workers; a name for them, and whether one is queued or running, which takes a second to tell.
 
-    words: the overrides of the training command. Each worker writes to <logs>/worker-<n>.log.
+    command: of each worker, which writes to <logs>/worker-<n>.log.
     """
     ray = connect(settings)
     logs.mkdir(parents=True, exist_ok=True)
-    command = command_of_worker(settings.python or sys.executable, words)
 
     # Within this function, so that Ray hands over the code itself: its processes need not find this package.
     @ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=3)

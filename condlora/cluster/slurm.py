@@ -8,12 +8,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from condlora.cluster.settings import SlurmSettings
-from condlora.cluster.worker import command_of_worker
 from condlora.errors import ClusterError
 from condlora.paths import ROOT
 
@@ -25,8 +23,8 @@ INTERRUPTED = (143, 138, 140)
 SCRIPT = """#!/bin/bash
 {options}
 
-# Kept next to the runs as a record of what was submitted. The same training command on every worker: each takes the runs
-# that no other has. Submitted again, it continues where it stopped.
+# Kept next to the runs as a record of what was submitted. The same command on every worker: each takes the runs, or the
+# trials of a search, that no other has. Submitted again, it continues where it stopped.
 {setup}
 trap : TERM USR1 USR2  # SLURM signals this script too: it must live on to ask for another turn
 cd {folder}
@@ -46,8 +44,8 @@ exit $status
 """
 
 
-def script(settings: SlurmSettings, workers: int, words: Sequence[str], logs: Path) -> str:
-    """The array's script. words: the overrides of the training command."""
+def script(settings: SlurmSettings, workers: int, command: Sequence[str], logs: Path) -> str:
+    """The array's script. command: of each worker."""
     throttle = f"%{settings.at_a_time}" if settings.at_a_time else ""
     options = [
         "--job-name=condlora",
@@ -67,7 +65,6 @@ def script(settings: SlurmSettings, workers: int, words: Sequence[str], logs: Pa
         ),
         *settings.options,
     ]
-    command = command_of_worker(settings.python or sys.executable, words)
     return SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
         setup="\n".join(settings.setup),
@@ -88,7 +85,7 @@ def require_client() -> None:
 
 
 def launch(
-    settings: SlurmSettings, workers: int, words: Sequence[str], logs: Path
+    settings: SlurmSettings, workers: int, command: Sequence[str], logs: Path
 ) -> tuple[str, Callable[[], bool]]:
     """Write the script to <logs>/workers.sh and submit it; the job's name, and whether a worker is queued or running.
 
@@ -97,7 +94,7 @@ def launch(
     """
     logs.mkdir(parents=True, exist_ok=True)
     path = logs / "workers.sh"
-    path.write_text(script(settings, workers, words, logs), encoding="utf-8")
+    path.write_text(script(settings, workers, command, logs), encoding="utf-8")
     job = _call("sbatch", "--parsable", str(path)).strip().split(";")[0]
     return f"SLURM job {job}", functools.partial(is_alive, job)
 

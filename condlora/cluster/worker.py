@@ -1,12 +1,10 @@
-"""The command that every worker runs, whatever starts it: the training command, in a checkout and from a wheel."""
+"""The command that every worker runs, whatever starts it; the same in a checkout and from a wheel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-TRAIN = "from condlora.commands.train import main; main()"
 
-
-def command_of_worker(python: str, words: Sequence[str]) -> list[str]:
-    """A worker's command line. words: the overrides of the training command."""
-    return [python, "-u", "-c", TRAIN, "wait=false", *words]
+def command_of_worker(python: str, module: str, words: Sequence[str]) -> list[str]:
+    """A worker's command line. module: that of the command, such as condlora.commands.train; words: its overrides."""
+    return [python, "-u", "-c", f"from {module} import main; main()", *words]

@@ -66,12 +66,12 @@ class Cell:
 
 
 @contextlib.contextmanager
-def _composing() -> Iterator[None]:
-    """Hydra's compose API on our configs, also from within a running Hydra application."""
+def composing(folder: Path = CONFIGS) -> Iterator[None]:
+    """Hydra's compose API on a folder of configs, also from within a running Hydra application."""
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with initialize_config_dir(str(folder), version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = running
@@ -81,7 +81,7 @@ def compose_common(overrides: Words) -> DictConfig:
     """The config that the runs of a command line share, with Hydra's own settings under `hydra`."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     plain = [o.input_line for o in parsed if not o.is_sweep_override()]
-    with _composing():
+    with composing():
         return compose("train", plain, return_hydra_config=True)
 
 
@@ -132,7 +132,7 @@ def each_config(overrides: Words) -> Iterator[tuple[DictConfig, bool]]:
     parse = functools.cache(lambda word: parser.parse_overrides([word])[0])
     split = [_split_seed(job, parse) for job in jobs]
     before = None
-    with _composing():
+    with composing():
         composed = _composer(list(dict.fromkeys(words for words, _ in split)), parser)
         for words, seed in split:
             cfg = composed(words)

@@ -1,5 +1,6 @@
 """What is submitted, and when nothing is: SLURM's commands are small scripts that note their arguments."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -10,11 +11,14 @@ from condlora.cluster import on_ray, slurm
 from condlora.cluster.follow import follow
 from condlora.cluster.settings import read_settings
 from condlora.commands import submit
-from condlora.errors import ClusterError, ConfigError, IncompleteGrid
+from condlora.commands.work import Grid, Search
+from condlora.errors import ClusterError, ConfigError, DivergedError, IncompleteGrid
 from condlora.grid.cells import compose_cells, plan_cells
 from condlora.runs.lease import Claim
 from condlora.runs.recipe import recipe
-from condlora.runs.record import failure, new_record, write_record
+from condlora.runs.record import failure, new_record, run_folder, write_record
+from condlora.search.studies import plan_studies, standing, storage_of
+from condlora.search.trials import ended_trial
 from tests.tasks import ROOT
 
 TINY = (
@@ -85,7 +89,7 @@ def test_runs_that_another_launcher_is_doing_get_no_worker(client, words, tmp_pa
 
 
 def test_nothing_is_submitted_for_a_grid_that_is_done(client, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("condlora.grid.cells.state_of", done)
+    monkeypatch.setattr("condlora.commands.work.state_of", done)
     submit.main.__wrapped__(["slurm", *words])
     assert "Nothing to submit: of 3 runs all" in capsys.readouterr().out
     assert not (tmp_path / "calls").exists()
@@ -95,6 +99,68 @@ def done(cell):
     from condlora.grid.cells import Cell
 
     return Cell("adhoc", cell.task, cell.adapter, cell.seed, cell.folder, "done", None, {})
+
+
+@pytest.fixture
+def of_search(tmp_path):
+    """The words of a search of six first trials, on the tiny backbone."""
+    overrides = ",".join(f'"{word}"' for word in (*TINY[:-2], "task=rte", "adapter=lora,condlora"))
+    places = [f"{name}={tmp_path}/{name}" for name in ("runs", "results", "rates")]
+    return ["profile=adhoc", f"overrides=[{overrides}]", "learning_rates=[1e-3,2e-3,4e-3]", *places]
+
+
+def test_workers_of_a_search_run_its_command_no_more_of_them_than_known_trials(
+    client, of_search, tmp_path, capsys
+):
+    submit.main.__wrapped__(["slurm", "search", *of_search, "cluster.workers=8"])
+    text = the_script(tmp_path)
+    assert "#SBATCH --array=1-6\n" in text
+    assert "from condlora.commands.search_learning_rate import main; main()" in text
+    assert shlex.join(of_search) in text and " search " not in text and "wait=" not in text
+    assert "with 6 workers: 6 of 6 known trials are left" in capsys.readouterr().out
+
+
+def fail(trial, error):
+    """The record of a trial that failed, without its run."""
+    record = new_record(trial, recipe(trial), streams={}, environment={})
+    write_record(run_folder(trial), record | failure(error))
+
+
+def test_trials_that_ended_or_are_being_done_get_no_worker(client, of_search, tmp_path, capsys):
+    work, error = Search(tuple(of_search)), DivergedError("too high")
+    plans = plan_studies(work.cfg)
+    with Claim(tmp_path, file=storage_of(plans[0]).claim_file(plans[0].key(2e-3))):
+        submit.main.__wrapped__(["slurm", "search", *of_search])
+    assert "#SBATCH --array=1-5\n" in the_script(tmp_path)
+    for plan in plans:
+        trials = standing(plan, {})[1]
+        for trial in trials.values():
+            fail(trial, error)
+        storage_of(plan).enter({k: ended_trial(t, k[0], error) for k, t in trials.items()})
+    capsys.readouterr()
+    submit.main.__wrapped__(["slurm", "search", *of_search])
+    assert "Nothing to submit: of 6 known trials all" in capsys.readouterr().out
+
+
+def test_a_search_that_cannot_be_is_refused_before_submission(client, of_search, tmp_path):
+    for words, says in (
+        (of_search[1:], "profile"),
+        (["learning_rates=[0]", *of_search[3:], *of_search[:2]], "learning_rates"),
+        (["profile=adhoc", 'overrides=["protocol.batch_size=0"]', *of_search[2:]], "batch_size"),
+        (["profile=adhoc", 'overrides=["protocol.validation=test"]', *of_search[2:]], "test set"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            submit.main.__wrapped__(["slurm", "search", *words])
+    assert not (tmp_path / "calls").exists()
+
+
+def test_who_follows_a_search_hears_why_a_trial_failed(of_search, tmp_path):
+    work = Search(tuple(of_search))
+    fail(plan_studies(work.cfg)[0].trial(2e-3), RuntimeError("the disk is full"))
+    with pytest.raises(
+        IncompleteGrid, match=r"6 of 6 known trials .*rte lora 0.002: .*disk is full"
+    ):
+        follow(work.items, work.noun, lambda: False, tmp_path)
 
 
 def test_a_login_node_needs_no_gpu(client, tmp_path):
@@ -188,7 +254,7 @@ def test_a_worker_that_wrote_a_checkpoint_is_queued_again_unless_it_was_cancelle
     monkeypatch.setenv("SLURM_JOB_ID", "41")  # the whole array's, as of its last task
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "41")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    text = slurm.script(read_settings("slurm", []), 1, ["task=rte"], tmp_path)
+    text = slurm.script(read_settings("slurm", []), 1, ["true"], tmp_path)
     assert subprocess.run(["bash"], input=text, text=True, cwd=tmp_path).returncode == status
     calls = (tmp_path / "calls").read_text()
     assert ("scontrol requeue 41_2\n" in calls) == is_queued_again
@@ -201,7 +267,7 @@ def test_who_follows_hears_why_runs_failed(words, tmp_path):
     asked = iter([True, True, False])
     started = time.monotonic()
     with pytest.raises(IncompleteGrid, match=r"3 of 3 runs are not done .*the disk is full"):
-        follow(tuple(words), lambda: next(asked), tmp_path, poll=0.01)
+        follow(Grid(tuple(words)).items, "runs", lambda: next(asked), tmp_path, poll=0.01)
     assert time.monotonic() - started < 30 and next(asked, None) is None
 
 
@@ -210,7 +276,7 @@ def test_without_a_record_the_last_error_of_the_logs_is_the_reason(words, tmp_pa
         "loading\nerror: PROFILE=paper needs a CUDA GPU, not found here\n"
     )
     with pytest.raises(IncompleteGrid, match="needs a CUDA GPU"):
-        follow(tuple(words), lambda: False, tmp_path)
+        follow(Grid(tuple(words)).items, "runs", lambda: False, tmp_path)
 
 
 @pytest.mark.slow

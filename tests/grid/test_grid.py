@@ -187,7 +187,7 @@ def test_wrong_words_on_the_command_line(monkeypatch, overrides, message):
 def test_cells_are_what_hydra_composes_for_each_seed():
     words = ("profile=kinship", "task=stsb", "adapter=vera,lora", "protocol.max_steps=3")
     cells = grid.compose_cells((*words, "seed=4,7"))
-    with grid._composing():
+    with grid.composing():
         expected = [
             compose("train", [words[0], words[1], f"adapter={adapter}", words[3], f"seed={seed}"])
             for adapter in ("vera", "lora")

@@ -129,7 +129,7 @@ def test_cells_are_planned_as_hydra_composes_each(tmp_path):
     common, tasks = ("profile=kinship", f"runs={tmp_path}"), ("cola", "stsb")
     adapters = ("vera", "condlora_rslora", "share_lora_ab_r", "lora")
     words = (f"task={','.join(tasks)}", f"adapter={','.join(adapters)}", "seed=0")
-    with cells._composing():
+    with cells.composing():
         expected = [
             cells.planned(compose("train", [*common, f"task={task}", f"adapter={adapter}"]))
             for task in tasks

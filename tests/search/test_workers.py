@@ -58,6 +58,7 @@ def test_workers_that_start_together_give_the_table_of_one(tmp_path, stand_in):
         folder = tmp_path / f"{workers}"
         stand_in(curve_of(folder))
         cfg = settings(folder, "adapter=lora,condlora", **STAGES)
+        plan_studies(cfg)  # composed once for all workers, which are copies of this process
         assert started([lambda: search(cfg)] * workers) == [0] * workers
         found = pd.read_csv(folder / "results/adhoc/search.csv")
         assert len((folder / "done").read_text().splitlines()) == len(found)  # no trial twice
@@ -65,7 +66,7 @@ def test_workers_that_start_together_give_the_table_of_one(tmp_path, stand_in):
 
     one = table(1)
     assert set(one["stage"]) == {"first", "extended", "refined"}
-    for workers in (2, 4):
+    for workers in (2, 4, 8):
         pd.testing.assert_frame_equal(table(workers), one)
 
 
