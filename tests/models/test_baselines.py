@@ -575,7 +575,7 @@ FORMULAS = {
     "prefix_tuning": 20 * LAYERS * 2 * WIDTH,
     "prompt_tuning": 20 * WIDTH,
     "p_tuning": 20 * WIDTH + (WIDTH + 1) * 128 + 129 * 128 + 129 * WIDTH,
-} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "qlora", "dylora", "lora_swapped"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
+} | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "qlora", "dylora", "lora_swapped", "lora_by_depth"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -615,6 +615,19 @@ def test_a_bottleneck_is_added_to_the_output_of_its_layer(cell):
     assert all(p.requires_grad for n, p in both.named_parameters() if "LayerNorm" in n)
     with pytest.raises(ConfigError, match="no linear layer of this backbone matches"):
         started(cell("houlsby", "adapter.bottleneck.after=elsewhere"))
+
+
+def test_ranks_grow_with_depth_and_all_layers_have_one_scaling(cell):
+    model, _ = started(cell("lora_by_depth", "protocol.adapter.lora_alpha=16"))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    ranks = {n: m.r["default"] for n, m in layers.items()}
+    expected = {"0": 4, "1": 8, "2": 12}
+    assert len(ranks) == 6
+    assert ranks == {name: expected[re.search(r"layer\.(\d)", name)[1]] for name in ranks}
+    assert {m.scaling["default"] for m in layers.values()} == {2.0}
+    config = cell("lora_by_depth", "backbone.architecture.num_hidden_layers=1")
+    with pytest.raises(ConfigError, match="are in one layer or none: choose adapter=lora"):
+        started(config)
 
 
 def test_the_top_two_layers_are_the_last_two(cell):

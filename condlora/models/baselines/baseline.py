@@ -25,6 +25,7 @@ from condlora.models.baselines.own_weights import FrozenWeights, TrainedWeights
 from condlora.models.baselines.prompts import PromptLearning
 from condlora.models.baselines.quantised import Quantised
 from condlora.models.baselines.random_parts import RandomParts
+from condlora.models.baselines.rank_by_depth import RankByDepth
 from condlora.models.baselines.routed import Routed
 
 # In the order in which their hooks are called: the backbone is quantised and seeds are drawn before a start from
@@ -36,6 +37,7 @@ MECHANISMS: tuple[type[Mechanism], ...] = (
     RandomParts,
     Butterfly,
     Routed,
+    RankByDepth,
     LoraDrop,
     Eva,
     Pissa,
