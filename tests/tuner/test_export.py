@@ -22,9 +22,6 @@ from transformers import (
 
 from condlora import CondLoraConfig
 from condlora.errors import AdapterError, BackboneError
-from condlora.models.adapters import load_run
-from condlora.runs.record import read_record, run_folder, write_record
-from condlora.training.run import run
 from condlora.tuner.io.adapter_folder import load_adapted
 from condlora.tuner.io.lora_export import export_lora
 from condlora.tuner.layer import CondLoraLayer
@@ -427,25 +424,6 @@ def test_the_script_cuts_a_nested_adapter_to_its_leading_ranks(tmp_path, monkeyp
             script()
         assert stopped.value.code == 2 and message in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
-
-
-def test_the_script_exports_a_finished_run_and_no_other(tiny_cells, tmp_path, monkeypatch):
-    (cfg,) = tiny_cells("task=rte", "adapter=condlora")
-    run(cfg)
-    folder = run_folder(cfg)
-    model, _ = load_run(folder)
-    base = model.unload()
-    script = runpy.run_path(str(ROOT / "scripts" / "export_lora.py"))["main"]
-    monkeypatch.setattr(sys, "argv", ["export_lora.py", str(folder), str(tmp_path / "lora")])
-    script()
-    loaded = PeftModel.from_pretrained(base, str(tmp_path / "lora")).eval()
-    assert_same(logits(loaded), logits(load_run(folder)[0]))
-    write_record(folder, read_record(folder) | {"status": "running"})
-    monkeypatch.setattr(sys, "argv", ["export_lora.py", str(folder), str(tmp_path / "other")])
-    with pytest.raises(SystemExit) as stopped:
-        script()
-    assert stopped.value.code == 2
-    assert not (tmp_path / "other").exists()
 
 
 def test_an_adapter_is_overwritten_on_request_and_nothing_else_is(tmp_path):
