@@ -21,10 +21,11 @@ def main(cfg: DictConfig) -> None:
     from analysis.present import explained_share, typeset
     from analysis.present.linear_map import statement, table
     from analysis.stats.rules import load_rules
-    from analysis.study.stacks import load_stacks
+    from analysis.study.rank_selection import load_ranks, shown_rank
 
-    stacks, tables = load_stacks(study.done, study.load), study.folder / "tables"
-    result = linear_maps(stacks, study.settings)
+    stacks, tables = load_ranks(study.done, study.load), study.folder / "tables"
+    r = shown_rank(stacks)  # the shares are given at all ranks
+    result = linear_maps([stack for stack in stacks if stack.A.shape[-2] == r], study.settings)
     typeset.write(table(result), tables)
     thresholds, _ = load_rules(cfg.margin_points)
     print(*statement(result, thresholds), f"Table: {tables / 'linear_map.md'}", sep="\n")

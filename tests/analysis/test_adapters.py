@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -233,6 +234,25 @@ def test_a_base_that_is_not_the_adapters_is_refused(llama, tmp_path):
     (other / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match="holds no model.safetensors"):
         open_llama(llama, tmp_path, "a", base=str(other))
+
+
+def test_shares_are_given_at_each_rank(llama, tmp_path):
+    from analysis.linear_map import main
+
+    model = LlamaForCausalLM.from_pretrained(llama / "base", dtype=torch.float32)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    torch.manual_seed(0)
+    peft = get_peft_model(model, LoraConfig(r=1, target_modules=targets, init_lora_weights=False))
+    peft.save_pretrained(tmp_path / "narrow")
+    adapters = [str(llama / "a"), str(tmp_path / "narrow")]
+    main.__wrapped__(settings(tmp_path, adapters=adapters, base=str(llama / "base")))
+    tables = tmp_path / "results" / "adapters" / "tables"
+    found = pd.read_csv(tables / "shares_by_rank.csv")
+    assert set(found[found.module == "q_proj"].r) == {1, R}
+    whole = pd.read_csv(
+        tables / "linear_map.csv"
+    )  # at the rank that stands for all: the higher one
+    assert set(whole[whole.form == "B"].module) == set(targets)
 
 
 def test_an_adapter_of_another_rank_is_not_joined(llama, tmp_path):
