@@ -574,6 +574,8 @@ FORMULAS = {
     "ln_tuning": (2 * LAYERS + 1) * 2 * WIDTH,
     "prefix_tuning": 20 * LAYERS * 2 * WIDTH,
     "prompt_tuning": 20 * WIDTH,
+    "lora_prefix": LORA + 20 * LAYERS * 2 * WIDTH,
+    "lora_prompt": LORA + 20 * WIDTH,
     "p_tuning": 20 * WIDTH + (WIDTH + 1) * 128 + 129 * 128 + 129 * WIDTH,
 } | dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora", "milora", "corda", "eva", "loftq", "qlora", "dylora", "lora_swapped", "lora_by_depth"), LORA) | dict.fromkeys(("share_lora_ab", "condlora_random", "condlora_spectrum", "condlora_other_layer"), 2 * 2 * 8 * WIDTH)  # fmt: skip
 
@@ -628,6 +630,27 @@ def test_ranks_grow_with_depth_and_all_layers_have_one_scaling(cell):
     config = cell("lora_by_depth", "backbone.architecture.num_hidden_layers=1")
     with pytest.raises(ConfigError, match="are in one layer or none: choose adapter=lora"):
         started(config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("method", "alone"), [("lora_prompt", "prompt_tuning"), ("lora_prefix", "prefix_tuning")])  # fmt: skip
+def test_lora_with_added_tokens_is_both(cell, method, alone):
+    """With B = 0 it computes what the method that adds tokens does; the tokens have a learning rate of their own."""
+    model, _ = started(cell(method))
+    tokens, _ = started(cell(alone))
+    own = dict(model.named_parameters())
+    for name, parameter in tokens.named_parameters():
+        own[name.replace(".query.", ".query.base_layer.").replace(".value.", ".value.base_layer.")].copy_(parameter)  # fmt: skip
+    torch.testing.assert_close(logits(model), logits(tokens))
+    for name in (n for n in own if ".lora_B." in n):
+        own[name].normal_()
+    assert not torch.allclose(logits(model), logits(tokens), rtol=1e-3, atol=1e-6)
+    rates = {g["lr"]: g["params"] for g in baseline_of(model).parameter_groups(1e-3)}
+    factor = FILES[method].learning_rate_factors.prompt_encoder
+    (encoder,) = rates[factor * 1e-3]
+    assert encoder is own["prompt_encoder.default.embedding.weight"]
+    assert any(p is own[n] for p in rates[1e-3] for n in own if ".lora_A." in n)
+    assert baseline_of(model).merged() is None
 
 
 def test_the_top_two_layers_are_the_last_two(cell):

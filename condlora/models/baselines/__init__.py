@@ -2,9 +2,12 @@
 
     changed_weights  starts that take something out of W and save the rest: PiSSA, OLoRA, MiLoRA, CorDA, LoftQ
     eva              a start from the inputs of training batches: EVA
+    lora_drop        layers that share a pair, chosen by a first training: LoRA-drop
+    rank_by_depth    ranks that grow from the first to the last layer, as in PRILoRA
     adalora          ranks pruned by a schedule: AdaLoRA, Conditional AdaLoRA
     quantised        a backbone in 4 bits: QLoRA
     bottleneck       adapters of two layers in the backbone: Houlsby, Pfeiffer, AdapterDrop
+    combined         LoRA in the backbone under a method that adds tokens: LoRA + prompt tuning, LoRA + prefix tuning
     own_weights      weights of the backbone that are trained (full fine-tuning, BitFit), adapter weights that are not
                      (LoRA-FA)
     learning_rates   factors on the learning rate of some parameters: LoRA+, VB-LoRA, FourierFT
@@ -19,6 +22,9 @@ Keys of an adapter's file (configs/adapter) that ask for a mechanism:
     trained                regular expression: which of the backbone's own weights are trained
     last_layers            number of last layers that `trained` is restricted to
     bottleneck             size and places of bottleneck adapters
+    inner                  PEFT's config of the layers that a combination puts into the backbone
+    importance             part of the data, batch size, rate and threshold of LoRA-drop's first training
+    rank_by_depth          ranks of the first and the last layer
     frozen                 regular expression: which of the adapter's weights are not trained
     learning_rate_factors  regular expression on a parameter's name -> factor on the learning rate
     start                  a start that PEFT does not have: milora

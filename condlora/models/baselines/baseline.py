@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from condlora.models.baselines.adalora import AdaLora, CondAdaLora
 from condlora.models.baselines.bottleneck import Bottleneck, Bottlenecks
 from condlora.models.baselines.butterfly import Butterfly
 from condlora.models.baselines.changed_weights import Corda, LoftQ, Milora, Olora, Pissa
+from condlora.models.baselines.combined import Combined
 from condlora.models.baselines.eva import Eva
 from condlora.models.baselines.learning_rates import LearningRates
 from condlora.models.baselines.lora_drop import LoraDrop
@@ -34,6 +36,7 @@ MECHANISMS: tuple[type[Mechanism], ...] = (
     PromptLearning,
     Quantised,
     Bottlenecks,
+    Combined,
     RandomParts,
     Butterfly,
     Routed,
@@ -74,7 +77,10 @@ def attach(
         mechanism.check(base)
     for mechanism in mechanisms:
         mechanism.before_attach(base, batches)
-    model = get_peft_model(base, config)
+    with warnings.catch_warnings():
+        # A combination has LoRA's layers in the backbone already, see `combined`.
+        warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT for a second")
+        model = get_peft_model(base, config)
     model.base_weights = []
     for mechanism in mechanisms:
         mechanism.after_attach(model, batches)
@@ -85,12 +91,14 @@ def attach(
 def prepare_base(base: PreTrainedModel, cfg: DictConfig, head: Iterable[str]) -> None:
     """Change, in place, a model that a saved adapter is loaded onto into one like that it was trained on.
 
-    It is quantised, or gets bottleneck adapters, whose weights are in the adapter's file.
+    It is quantised, or gets bottleneck adapters or the layers of a combined adapter, whose weights are in the adapter's file.
     """
     if cfg.get("quantise"):
         Quantised.apply(base, cfg, head)
     if cfg.get("bottleneck"):
         Bottlenecks.apply(base, cfg)
+    if cfg.get("inner"):
+        Combined.apply(base, cfg)
 
 
 class Baseline:
