@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,9 @@ class Study:
     """One profile's grid, or adapters from elsewhere, and where its results go.
 
     left_out: what the profile says that it lacks, and which runs are read from committed records. load: what reads W, A
-    and B in a cell's folder, where these are not runs, see `analysis.study.stacks.load_stacks`.
+    and B in a cell's folder, where these are not runs, see `analysis.study.stacks.load_stacks`. groups: the methods by what
+    they leave free in each layer, for profiles that say it. tasks: those of the profile, also where no learning rate is known
+    yet, so that `cells` lack them.
     """
 
     profile: str
@@ -63,6 +65,8 @@ class Study:
     settings: Settings
     left_out: tuple[str, ...] = ()
     load: Callable[[Path], dict[str, Any]] | None = None
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def done(self) -> list[Cell]:
@@ -104,8 +108,18 @@ def open_study(cfg: DictConfig) -> Study:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     settings = Settings(cfg.i, cfg.j, cfg.baseline_seed, cfg.baseline_draws)
-    left_out = compose_common((f"profile={profile}",)).profile.get("left_out", [])
-    return Study(profile, cells, Path(cfg.results) / profile, settings, (*left_out, *notes))
+    common = compose_common((f"profile={profile}",))
+    described = common.profile
+    tasks = str((common.hydra.sweeper.params or {}).get("task", ""))
+    return Study(
+        profile,
+        cells,
+        Path(cfg.results) / profile,
+        settings,
+        (*described.get("left_out", []), *notes),
+        groups={name: list(methods) for name, methods in described.get("groups", {}).items()},
+        tasks=tuple(task.strip() for task in tasks.split(",") if task.strip()),
+    )
 
 
 def open_matrices(cfg: DictConfig, *, needs_base: bool = False) -> Study:
