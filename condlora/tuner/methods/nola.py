@@ -1,7 +1,7 @@
 """NOLA (Koohpayegani et al. 2024, arXiv 2310.02556): A and B as combinations of random matrices with trained coefficients.
 
-A = sum of a_k A_k and B = sum of b_k B_k is the paper's definition; it leaves the random matrices and the start open. Two
-starts exist here:
+A = sum of a_k A_k and B = sum of b_k B_k is the definition in the paper's section 3 (the numbers of its equations were not checked).
+It leaves the random matrices and the start open. Two starts exist here:
 
     start="lora"     A_k and B_k drawn as LoRA draws A, a random, b = 0. Ours.
     start="authors"  as in the authors' code (github.com/UCDvision/NOLA, gpt/src/model_nola.py): entries of A_k and B_k are

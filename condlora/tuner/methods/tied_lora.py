@@ -1,9 +1,10 @@
 """Tied-LoRA (Renduchintala et al. 2024, arXiv 2311.09578): A and B shared, scaled by vectors u and v of each layer.
 
-The update is diag(v) B diag(u) A, the paper's definition; its variants are named by which of the four are tied and which are
-frozen. This is the one that ties A and B and trains all four, TL6. u and v start at one. Two things differ: a sharing group
-is one kind of module here, where the paper adapts the fused projection of queries, keys and values, and the update is scaled
-by alpha / r, which the paper sets to 1 (as lora_alpha = r does here).
+The update is diag(v) B diag(u) A, the definition in the paper's section on the method (the numbers of its equations were not
+checked). The paper's variants are named by which of the four are tied and which are frozen. This is the one that ties A and B and
+trains all four, TL6. u and v start at one. Two things differ: a sharing group is one kind of module here, where the paper adapts
+the fused projection of queries, keys and values, and the update is scaled by alpha / r, which the paper sets to 1 (as
+lora_alpha = r does here).
 """
 
 from __future__ import annotations
