@@ -35,6 +35,7 @@ CONFIG = {
     "axis": {"labelColor": "currentColor", "titleColor": "currentColor", "domainColor": "#888", "tickColor": "#888", "gridColor": "#8884"},
     "legend": {"labelColor": "currentColor", "titleColor": "currentColor"},
     "text": {"color": "currentColor"},
+    "title": {"color": "currentColor", "anchor": "start", "fontSize": 12, "fontWeight": "normal"},
 }  # fmt: skip
 
 LEGEND = {"orient": "bottom", "columns": 2, "columnPadding": 40, "labelLimit": 260}
@@ -158,7 +159,7 @@ def frontier_chart(found: pd.DataFrame) -> Chart:
     axes = {name: text for name, text in axes.items() if found[name].notna().any()}
     lowest, best = float(found.low.fillna(found.score).min()), float(found.score.max())
     x = {
-        "field": "x", "type": "quantitative", "scale": {"zero": False}, "title": {"expr": f"{axes}[against]"},
+        "field": "x", "type": "quantitative", "scale": {"zero": False}, "title": None,
         "axis": {"labelExpr": "against === 'parameters' ? format(pow(10, datum.value), '.2~s') : datum.label", "tickCount": 6, "labelOverlap": "greedy", "labelSeparation": 8},
     }  # fmt: skip
     y_scale = {"zero": False, "domainMin": {"expr": f"near ? {max(best - NEAR, lowest):.3f} : {lowest:.3f}"}, "domainMax": best + 1}  # fmt: skip
@@ -176,6 +177,7 @@ def frontier_chart(found: pd.DataFrame) -> Chart:
             {"name": "near", "value": True, "bind": {"input": "checkbox", "name": f"within {NEAR} points of the best"}},
             *({"name": f"family{n}", "value": True, "bind": {"input": "checkbox", "name": name}} for n, name in enumerate(families)),
         ],
+        title={"text": {"expr": f"'score against ' + {axes}[against]"}},  # an axis cannot have a title that changes
         data={"values": values},
         height=380,
         transform=[
@@ -212,6 +214,7 @@ def curves(cells: Sequence[Cell]) -> Chart | None:
             _choice("show", "score", shown),
             {"name": "search", "value": "", "bind": {"input": "search", "name": "find a method", "placeholder": "part of its name"}},
         ],
+        title={"text": {"expr": f"{shown}[show] + ', over steps'"}},
         data={"values": found.drop(columns="family").to_csv(index=False, float_format="%.4g", lineterminator="\n"),
               "format": {"type": "csv", "parse": {"step": "number", "score": "number", "loss": "number", "seed": "string"}}},
         height=320,
@@ -224,7 +227,7 @@ def curves(cells: Sequence[Cell]) -> Chart | None:
         mark={"type": "line", "point": {"size": 22}, "strokeWidth": 1.4},
         encoding={
             "x": {"field": "step", "type": "quantitative", "title": "optimizer step"},
-            "y": {"field": "y", "type": "quantitative", "scale": {"zero": False}, "title": {"expr": f"{shown}[show]"}},
+            "y": {"field": "y", "type": "quantitative", "scale": {"zero": False}, "title": None},
             "detail": {"field": "run"},
             "color": {"field": "family", "type": "nominal", "title": None, "scale": _family_colours(families), "legend": LEGEND},
             "opacity": faded,

@@ -92,9 +92,14 @@ def _panel(claims: Sequence[Claim], place: str, question: str, numbers: str, plo
     together = next((v for v in (FAILS, NOT_RESOLVED, NOT_TESTED, NOT_RUN) if v in found), HOLDS)
     parts = []
     for verdict, words in IN_A_SENTENCE.items():
-        names = [SHORT.get(c.key, c.statement) for c in own if c.verdict == verdict]
-        if names:
-            parts.append(f"{words}: {', '.join(names)}.")
+        claims_with = [claim for claim in own if claim.verdict == verdict]
+        if claims_with:
+            names = ", ".join(SHORT.get(claim.key, claim.statement) for claim in claims_with)
+            reasons = {
+                part.reason: None for claim in claims_with for part in claim.parts if part.reason
+            }
+            why = f" ({', '.join(reasons)})" if reasons else ""
+            parts.append(f"{words}{why}: {names}.")
     if place == "Figure 1" and _is(claims, "conversion_above_control", FAILS):
         parts.append(
             "However, Gaussian A and B passed through the same W₀⁻¹ are equally similar, although nothing was learned."

@@ -113,12 +113,13 @@ class _Scale:
         return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
 
     def axis(self, height: float, digits: int) -> list[str]:
-        """Up to five round numbers below the plot."""
+        """Up to five round numbers below the plot, with `digits` decimals or the more that tell them apart."""
         step = 10 ** math.floor(math.log10(self.high - self.low))
         while (self.high - self.low) / step > 5:
             step *= 2 if f"{step:e}"[0] in "15" else 2.5
         while (self.high - self.low) / step < 2:
             step /= 2
+        digits = max(digits, len(f"{step:.10f}".rstrip("0").partition(".")[2]))
         first = math.ceil(self.low / step)
         ticks = [step * n for n in range(first, math.floor(self.high / step) + 1)]
         return [

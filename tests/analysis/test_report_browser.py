@@ -1,10 +1,13 @@
 """The report in a real browser: nothing fails or is fetched, choices work with mouse and keyboard, it fits a phone and prints."""
 
+import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from analysis.present import report as present_report
+from analysis.present import report_charts
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -44,6 +47,45 @@ def open_page(browser, address):
     for page in pages:
         page.close()
     assert not faults
+
+
+@pytest.fixture
+def frontier_page(browser, tmp_path):
+    """A page with the frontier of four methods alone, drawn by the script of the report."""
+    methods = pd.DataFrame(
+        [("lora", 1000, 80.0, 1.0), ("condlora", 100, 70.0, 1.2), ("vera", 300, 75.0, 0.7), ("bitfit", 500, 78.0, 0.5)],
+        columns=["method", "parameters", "score", "time"],
+    ).assign(sd=1.0, n=3, memory_mib=500.0, low=lambda t: t.score - 1, high=lambda t: t.score + 1,
+             minus_lora=0.0, minus_condlora=0.0, on_frontier=[True, True, True, False])  # fmt: skip
+    (spec,) = report_charts.frontier_chart(methods).views
+    script = (present_report.TEMPLATES / "report.js").read_text(encoding="utf-8")
+    path = tmp_path / "frontier.html"
+    path.write_text(
+        f'<meta charset="utf-8"><div data-chart="f"></div><script type="application/json" id="f">{json.dumps(spec)}</script>'
+        f'<script type="module">{report_charts.javascript()}</script><script type="module">{script}</script>',
+        encoding="utf-8",
+    )
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_selector("svg.marks")
+    yield page
+    page.close()
+
+
+def test_families_of_the_frontier_are_switched_off_and_methods_found(frontier_page):
+    page = frontier_page
+    marks = page.locator("svg.marks path[aria-roledescription=point]")
+    names = page.locator("svg.marks .mark-text.role-mark text")
+    assert names.all_text_contents() == ["LoRA", "CondLoRA", "VeRA"]  # those on the frontier
+    page.get_by_role("checkbox", name="shared or generated A and B").uncheck()
+    page.wait_for_timeout(200)
+    assert "VeRA" not in names.all_text_contents()
+    page.get_by_placeholder("part of its name").fill("bit")
+    page.wait_for_timeout(200)
+    assert names.all_text_contents() == ["BitFit"]
+    marks.last.hover(force=True)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert "method" in page.locator("#vg-tooltip-element").inner_text()
 
 
 def chart(page):

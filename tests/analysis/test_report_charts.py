@@ -76,7 +76,7 @@ def draw(spec):
 def others(param):
     """The values that a choice can take other than its first."""
     bind = param["bind"]
-    if bind["input"] == "select":
+    if bind["input"] in ("select", "radio"):
         return [option for option in bind["options"] if option != param["value"]]
     return [False] if bind["input"] == "checkbox" else ["cond"]
 
