@@ -1,4 +1,4 @@
-"""The generated blocks of README.md: the table of claims and what Figure 1 shows, from the committed results.
+"""Generated blocks of README.md and docs/results.md: the table of claims, and what the runs of MPNet-base show of Figure 1.
 
 `scripts/update_docs.py` writes them, `update_docs.py --check` compares them.
 """
@@ -58,8 +58,7 @@ def claims() -> list[str]:
          f"{_estimate(found['merged_speed_equal'], 3)} times",
          found["merged_speed_equal"]["verdict"]],
     ]  # fmt: skip
-    lines = [["claim of the paper", "paper", "here", "status"], ["---"] * 4, *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return _lines([["claim of the paper", "paper", "here", "status"], ["---"] * 4, *rows])
 
 
 def figure1() -> list[str]:
@@ -102,6 +101,46 @@ def figure1() -> list[str]:
     return lines
 
 
+def mpnet_figure1() -> list[str]:
+    """Mean φ of conversion matrices of value modules: trained, Gaussian A, and the paper's baseline."""
+    found = pd.read_csv(RESULTS / "mpnet_conversion/tables/figure1_means.csv")
+    found = found[(found.module == "value") & (found.matrix == "A")].set_index("source")
+    names = {
+        "trained": "W₀⁻¹A′, trained",
+        UNTRAINED: "W₀⁻¹A′, Gaussian A",
+        "gaussian": "Gaussian matrices (the paper's baseline)",
+    }
+    pairs = {"off_diagonal": "all pairs", "deep": "deep half", "shallow": "shallow half"}
+    rows = [
+        [name, *(_mean_sd(found.loc[source, column]) for column in pairs)]
+        for source, name in names.items()
+    ]
+    return _lines([["", *pairs.values()], ["---", *["---:"] * 3], *rows])
+
+
+def mpnet_shares() -> list[str]:
+    """The share that one map explains, by module kind, and the best of the controls with another matrix."""
+    found = pd.read_csv(RESULTS / "mpnet_conversion/tables/shares.csv")
+    found = found[found.step < 0].set_index(["form", "source", "module"]).sort_index()
+    rows = []
+    for form, name in {"B": "B = W₀θ′", "A_code": "A = θW₀′ (the paper's)", "A_consistent": "A = θW₀"}.items():  # fmt: skip
+        controls = found.loc[form].loc[["other_layer_W0", "gaussian_W0", "spectrum_of_W0"], "share"]
+        own = (_interval(found.loc[(form, "own_W0", module)]) for module in ("query", "value"))
+        rows.append([name, *own, _short(controls.max(), 3)])
+    common = (_interval(found.loc[("delta_A_code", "no_W0", m)]) for m in ("query", "value"))
+    rows.append(["one common ΔA, no W₀", *common, ""])
+    header = ["", "query", "value", "best control with a matrix in W₀'s place"]
+    return _lines([header, ["---", *["---:"] * 3], *rows])
+
+
+def _mean_sd(values: pd.Series) -> str:
+    return f"{_short(values.mean(), 4)} ± {_short(values.std(), 4)} ({len(values)})"
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
 def _table3(module: str) -> list[float]:
     """Mean φ over layers and pairs of runs of A, B and ΔW."""
     found = pd.read_csv(RESULTS / "embedded/tables/table3.csv")
@@ -129,4 +168,4 @@ def _interval(row: Any) -> str:
     return f"{_short(row.share, 3)} [{_short(row.low, 3)}, {_short(row.high, 3)}]"
 
 
-BLOCKS = {"claims": claims, "figure1": figure1}
+BLOCKS = {f.__name__: f for f in (claims, figure1, mpnet_figure1, mpnet_shares)}
