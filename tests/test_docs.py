@@ -2,19 +2,13 @@
 
 import importlib.util
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from condlora.commands.settings import check_command
-from condlora.grid.cells import compose_cells
-from condlora.paths import CONFIGS
 from tests.tasks import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,42 +29,6 @@ def test_every_anchor_leads_to_a_heading(page):
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in PAGES[1:])
-
-
-def commands():
-    """(script, words) of each `python SCRIPT words` in a code block of the pages, other than train.py's."""
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL):
-            for script, words in re.findall(r"^(?:\w+ )*python ((?:analysis|scripts)/\w+\.py)(.*)$", block, re.MULTILINE):  # fmt: skip
-                if script != "scripts/train.py":
-                    yield script, shlex.split(words, comments=True)
-
-
-def test_commands_of_the_pages_name_settings_that_exist():
-    """Those with a Hydra config; the examples' own command is run in test_examples."""
-    found = [(script, words) for script, words in commands() if (ROOT / script).exists()]
-    assert len(found) >= 15
-    for script, words in found:
-        source = (ROOT / script).read_text(encoding="utf-8")
-        module = re.search(r"from (condlora\.commands\.\w+) import main", source)
-        if module:
-            source = (ROOT / (module[1].replace(".", "/") + ".py")).read_text(encoding="utf-8")
-        config = re.search(r'@command\("([\w/]+)"', source)
-        # The others say what to do, or are settings of a submission, which has a file of its own.
-        words = [
-            w for w in words if w.startswith("-") or ("=" in w and not w.startswith("cluster."))
-        ]
-        words = [word for word in words if word not in ("--watch", "--dry-run")]
-        if config is None or "--help" in words:
-            continue
-        if config[1] == "train":
-            assert compose_cells(tuple(words))
-            continue
-        GlobalHydra.instance().clear()
-        path = CONFIGS / config[1]
-        with initialize_config_dir(str(path.parent), version_base="1.3"):
-            check_command(config[1], compose(path.name, words))
 
 
 @pytest.fixture(scope="module")
