@@ -57,7 +57,9 @@ class Machine(SharedDisk):
         self.server.versions.setdefault(path, []).append(version)
 
     def _visible(self, path: Path) -> Version:
-        until = self.server.time - self.delay
+        return self._as_of(self.server.time - self.delay, path)
+
+    def _as_of(self, until: float, path: Path) -> Version:
         seen = [v for v in self.server.versions.get(path, ()) if v.since <= until or v.by is self]
         return seen[-1] if seen else Version(0, None, 0)
 
@@ -91,3 +93,10 @@ class Machine(SharedDisk):
 
     def sleep(self, seconds: float) -> None:
         self.server.pass_time(seconds)
+
+
+class CachingMachine(Machine):
+    """Sees no change of others for `delay` seconds and then all of them, as NFS answers from its cache for a time."""
+
+    def _visible(self, path: Path) -> Version:
+        return self._as_of(self.server.time - self.server.time % self.delay, path)

@@ -14,8 +14,9 @@ from condlora.runs import owners
 from condlora.runs.lease import Claim, alone, claim_file, living_owner
 from condlora.runs.owners import HEARTBEAT, SILENCE, Watch
 from condlora.runs.record import read_record, write_record
+from condlora.runs.shared_disk import SharedDisk
 from tests.faults.harness import KILLED, in_child, kill
-from tests.runs.simulated_disk import Machine, Server
+from tests.runs.simulated_disk import CachingMachine, Machine, Server
 
 SKEWS = (-600, 0, 600)  # seconds
 DELAYS = (0, 60)  # the longest for which NFS answers from its cache by default
@@ -72,6 +73,17 @@ def test_a_living_run_is_not_stolen_whatever_the_clocks_say(server, folder, clai
     owner.check()
 
 
+@pytest.mark.parametrize("skew", SKEWS)
+def test_a_machine_that_sees_no_change_for_a_minute_steals_no_run(server, folder, claimed, skew):
+    owner = claimed(Machine(server))
+    watch = Watch(CachingMachine(server, skew, delay=60))
+    for _ in range(300):
+        server.pass_time(1)
+        with pytest.raises(RunTaken), Claim(folder, watch=watch):
+            pass
+    owner.check()
+
+
 @pytest.mark.parametrize("delay", DELAYS)
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("hours_dead", [0, 5])
@@ -87,7 +99,7 @@ def test_a_dead_owners_run_is_taken_over_within_minutes(
             claim.check()
             break
         server.pass_time(1)
-    assert server.time - began <= SILENCE + 5
+        assert server.time - began <= SILENCE + 5
     with pytest.raises(RunTaken, match="was taken over"):
         owner.check()
 
@@ -172,6 +184,15 @@ def test_no_locks_are_needed(folder, monkeypatch):
     assert in_child(lambda: Claim(folder).__enter__() and kill()) == KILLED
     with Claim(folder) as claim:
         claim.check()
+
+
+def test_a_file_is_created_once_even_where_this_machine_does_not_see_it(tmp_path, monkeypatch):
+    file = tmp_path / "claim.json"
+    assert SharedDisk().create(file, "first")
+    for place, name in ((Path, "exists"), (Path, "is_file"), (os.path, "exists")):
+        monkeypatch.setattr(place, name, lambda *_, **__: False)  # as a cache would answer
+    assert not SharedDisk().create(file, "second")
+    assert file.read_text() == "first"
 
 
 def test_a_process_of_another_user_that_proc_hides_is_not_gone(monkeypatch):
