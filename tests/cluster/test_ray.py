@@ -20,6 +20,8 @@ TINY = (
     "runtime.threads=1", "adapter=lora", "task=rte",
 )  # fmt: skip
 LOCAL = ("cluster.address=local", "cluster.gpus=0", "cluster.cpus=1")
+AT_CLUSTER = ("cluster.workers=2", "cluster.gpus=0", "cluster.cpus=1")
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 ALONE = [
     "unshare",
     "-n",
@@ -35,10 +37,20 @@ def ray():
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
-def command_of(*words):
+def in_own_network():
     can_be_alone = os.geteuid() == 0 and all(map(shutil.which, ("unshare", "ip")))
-    alone = ALONE if can_be_alone else []
-    return [*alone, sys.executable, "scripts/submit.py", "ray", *words]
+    return ALONE if can_be_alone else []
+
+
+def command_of(*words):
+    return [*in_own_network(), sys.executable, "scripts/submit.py", "ray", *words]
+
+
+def adapters(words):
+    return [
+        (cell.folder / "adapter/adapter_model.safetensors").read_bytes()
+        for cell in plan_cells(words)
+    ]
 
 
 def submit(*words):
@@ -51,11 +63,7 @@ def test_two_workers_do_a_grid_to_the_bits_of_one_launcher(tmp_path):
     assert found.returncode == 0, found.stderr
     assert "Submitted tasks to Ray with 2 workers: 2 of 2 runs are left" in found.stdout
     subprocess.run([sys.executable, "scripts/train.py", *alone], cwd=ROOT, check=True, timeout=600)
-    ours, theirs = (
-        [(cell.folder / "adapter/adapter_model.safetensors").read_bytes() for cell in plan_cells(w)]
-        for w in (words, alone)
-    )
-    assert ours == theirs
+    assert adapters(words) == adapters(alone)
     assert "Nothing to submit" in submit(*words, *LOCAL).stdout
 
 
@@ -77,6 +85,28 @@ def test_a_cluster_that_cannot_do_it_is_one_sentence(tmp_path, settings, says):
     found = submit(*TINY, f"runs={tmp_path}", *settings)
     assert found.returncode == 2 and says in found.stderr
     assert "Traceback" not in found.stderr and not (tmp_path / ".cluster").exists()
+
+
+def test_a_worker_whose_node_dies_is_started_again_on_another_to_the_same_bits(tmp_path):
+    """On a running cluster of two nodes with room for one worker each, which the command is told by its address."""
+    words, alone = (
+        (*TINY, "seed=0,1,2,3", f"runs={tmp_path}/{name}", "protocol.max_steps=200")
+        for name in ("ray", "alone")
+    )
+    cells = plan_cells(words)
+    command = [sys.executable, "-m", "tests.cluster.two_ray_nodes", *words]
+    with subprocess.Popen([*in_own_network(), *command, *AT_CLUSTER], cwd=ROOT, **PIPES) as nodes:
+        try:
+            wait_until(lambda: sum(bool(living_owner(cell.folder)) for cell in cells) == 2)
+            nodes.stdin.write("kill\n")
+            nodes.stdin.flush()
+            said = nodes.communicate(timeout=500)[0]
+        finally:
+            nodes.kill()
+    assert nodes.returncode == 0, said
+    assert "with 2 workers: 4 of 4 runs are left" in said and "1 node is alive" in said
+    subprocess.run([sys.executable, "scripts/train.py", *alone], cwd=ROOT, check=True, timeout=600)
+    assert adapters(words) == adapters(alone)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

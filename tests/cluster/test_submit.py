@@ -163,15 +163,10 @@ def test_who_follows_a_search_hears_why_a_trial_failed(of_search, tmp_path):
         follow(work.items, work.noun, lambda: False, tmp_path)
 
 
-def test_a_login_node_needs_no_gpu(client, tmp_path):
-    words = [
-        "slurm",
-        "backbone=tiny",
-        "data=synthetic",
-        "profile=single_gpu",
-        f"runs={tmp_path}/runs",
-    ]
-    submit.main.__wrapped__([*words, "cluster.at_a_time=4"])
+@pytest.mark.parametrize("profile", ["paper", "single_gpu"])
+def test_a_login_node_needs_no_gpu_and_no_hub(client, tmp_path, profile):
+    words = ["slurm", f"profile={profile}", f"runs={tmp_path}/runs", "cluster.at_a_time=4"]
+    submit.main.__wrapped__(words)
     assert "%4\n" in the_script(tmp_path) and "--gres=gpu:1" in the_script(tmp_path)
 
 

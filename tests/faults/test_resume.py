@@ -241,7 +241,9 @@ def test_a_run_killed_after_its_last_step_ends_with_the_same_record(run_at, undi
     assert {**found["record"], "runtime": None} == {**expected["record"], "runtime": None}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR2, *slow(signal.SIGINT, signal.SIGUSR1)]
+)
 def test_a_signal_leaves_a_checkpoint_and_says_so(run_at, undisturbed, number):
     cfg = run_at("signal")
 
