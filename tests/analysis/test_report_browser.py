@@ -178,7 +178,9 @@ def test_a_table_sorts_and_filters(open_page):
 def test_it_prints_with_what_is_folded_and_in_light_colours(open_page):
     page = open_page(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 22)"
+    page.set_viewport_size({"width": 740, "height": 1000})  # a page of A4
     page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == 740  # no table is cut
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.pdf()[:5] == b"%PDF-"
     hidden = "getComputedStyle(document.querySelector('details.part'), '::details-content').contentVisibility"
