@@ -76,7 +76,7 @@ test-all: $(INSTALLED) ## run all tests but those of `make test-cluster`, which 
 	$(PYTEST) -m 'not cluster'
 
 .PHONY: test-cluster
-test-cluster: $(INSTALLED) ## test the workers on SLURM (apt install slurm-wlm munge, as root) and Ray (pip install '.[ray]') on this machine
+test-cluster: $(INSTALLED) ## test the workers on SLURM (apt install slurm-wlm munge, as root) and Ray (pip install -e '.[ray]') on this machine
 	$(BIN)/python -m pytest -rs --durations=20 tests/cluster
 
 .PHONY: test-versions

@@ -34,7 +34,7 @@ ALONE = [
 
 @pytest.fixture(scope="module", autouse=True)
 def ray():
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
 
 def in_own_network():
