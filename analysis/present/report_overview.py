@@ -25,7 +25,7 @@ SHORT = {  # a claim of the paper in a few words
     "deep_above_shallow_mnli": "deep layers more similar than shallow ones",
     "equal_each_task": "equal scores on each task",
     "equal_on_average": "equal mean score",
-    "no_difference_found": "no difference found by paired t-tests",
+    "no_difference_found": "no difference found by paired t-tests, which with few seeds hardly ever find one",
     "adapters_above_random_value": "A, B and ΔW more similar than random matrices",
     "parameters_one_over_layers": "1/L of LoRA's parameters",
     "speed_not_lower": "training as fast as LoRA",
