@@ -1,6 +1,6 @@
 """Workers on clusters. What once went wrong, and the test of its right end:
 
-an extra that replaced the install and could not be resolved      the extra is gone
+an extra that replaced the install and could not be resolved      the extra is gone; for `.[ray]` test_extra
 `profile=paper` refused on a login node without a GPU             test_submit: a_login_node_needs_no_gpu
 a time limit                                                      test_slurm: grid_of_40_runs; faults/test_resume.py: a_signal_leaves
 a preemption with 5 s of grace                                    test_slurm: preempted_workers, grid_of_40_runs
