@@ -131,6 +131,34 @@ def latency() -> list[str]:
     return _table(header, rows)
 
 
+def learning_rates() -> list[str]:
+    """Learning rates of LoRA and CondLoRA on three small models: the best one, and those that give nearly as much."""
+    found = pd.read_csv(RESULTS / "benchmark/learning_rates.csv")
+    names = {
+        "encoder": "MiniLM, SST-2",
+        "decoder": "Llama of 4 x 128, text",
+        "vision": "ViT of 4 x 64, digits",
+    }
+    rows = []
+    for model, name in names.items():
+        of_model = found[found.model == model]
+        before = of_model.loss[of_model.method == "none"].item()
+        for method, shown in {"lora": "LoRA", "condlora": "CondLoRA"}.items():
+            runs = of_model[of_model.method == method]
+            form = runs.form.dropna().unique()
+            loss = runs.groupby("rate").loss.mean()
+            gain = before - loss
+            near = gain.index[gain >= 0.9 * gain.max()]
+            ends = f"{near.min():g} to {near.max():g}" if len(near) > 1 else f"{near.min():g}"
+            shown += f" (`{form[0]}`)" if len(form) else ""
+            rows.append(
+                [name, shown, f"{before:.3f}", f"{loss.min():.3f}", f"{loss.idxmin():g}", ends]
+            )
+    return _table(
+        ["", "", "loss before", "lowest loss", "at rate", "rates with 90 % of that gain"], rows
+    )
+
+
 def peft_suite() -> list[str]:
     """Outcomes of PEFT's own tests: a row for each suite, passed, failed and skipped tests of each method."""
     found = pd.read_csv(RESULTS / "peft_suite/outcomes.csv").set_index(["suite", "method"])
@@ -159,7 +187,17 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 TABLES = {
     f.__name__: f
-    for f in (embedded, kinship, kinship_glue, kinship_rank, speed, latency, peft_suite, methods)
+    for f in (
+        embedded,
+        kinship,
+        kinship_glue,
+        kinship_rank,
+        speed,
+        latency,
+        learning_rates,
+        peft_suite,
+        methods,
+    )
 } | BLOCKS
 
 
