@@ -4,8 +4,8 @@ The adapter is trained for a short time on a part of the training data, with a p
 the sum of the squared norms of its output s B A x over that data. The layers that together reach a share of the sum over all
 layers of a module kind keep a pair of their own. Then the run starts with new pairs.
 
-Of the paper's text the abstract and a summary of the method could be read. The part of the data (10 %) and the threshold (0.9)
-are the paper's. How long the first training takes was not found: here it is one pass over that part, at the run's learning rate
+Of the paper's text the abstract and a summary of the method could be read. The threshold (0.9)
+is the paper's by that summary; the part of the data (10 %) was not checked against the paper. How long the first training takes was not found: here it is one pass over that part, at the run's learning rate
 without a schedule. That layers of one module kind are compared with each other, and share with each other, is ours.
 """
 
