@@ -79,6 +79,7 @@ def check_settings(script, words):
         check_command(name, compose(path.name, words))
 
 
+@pytest.mark.slow
 def test_commands_of_the_pages_name_settings_that_exist():
     found = [(script, words) for script, words in commands() if (ROOT / script).exists()]
     assert len(found) >= 45

@@ -160,6 +160,7 @@ def train_commands():
             yield [word for word in words if not word.startswith(("-", "hydra"))]
 
 
+@pytest.mark.slow
 def test_documented_overrides_compose():
     commands = list(train_commands())
     assert len(commands) > 5
@@ -187,6 +188,7 @@ def test_git_ignores_what_is_made_and_keeps_the_reference_results():
     assert {path.split("/")[1] for path in committed} == {"paper", "reference"}
 
 
+@pytest.mark.slow
 def test_the_tables_in_the_pages_are_those_of_the_committed_results():
     words = [sys.executable, ROOT / "scripts" / "update_docs.py", "--check"]
     # It makes an adapter of each method on RoBERTa-base, without values.

@@ -236,6 +236,7 @@ def test_a_base_that_is_not_the_adapters_is_refused(llama, tmp_path):
         open_llama(llama, tmp_path, "a", base=str(other))
 
 
+@pytest.mark.slow
 def test_shares_are_given_at_each_rank(llama, tmp_path):
     from analysis.linear_map import main
 

@@ -211,6 +211,7 @@ def test_independent_matrices_are_above_neither(weights, factors):
     assert HOLDS not in answer(weights, *factors)[0]
 
 
+@pytest.mark.slow
 def test_the_section_says_what_the_claims_say(shared_weights, factors, tmp_path):
     """One rule decides: the section has no thresholds of its own."""
     result = conversion_controls.controls([stack_of(shared_weights(0.05), *factors)], SETTINGS)

@@ -200,6 +200,7 @@ def test_a_methods_rank_is_part_of_its_name_and_no_two_methods_look_alike():
         assert len({style[key] for style in styles}) == 5
 
 
+@pytest.mark.slow
 def test_a_figure_depends_on_no_setting_of_the_user(tmp_path):
     """Neither a backend that does not exist here nor a matplotlibrc changes a byte."""
     code = (

@@ -170,6 +170,7 @@ def test_random_condlora_is_of_the_form_of_its_runs_and_shares_its_maps_over_lay
         assert (theta[0] - theta[1]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_figures_hold_the_means_and_are_byte_equal_on_repeat(result, tmp_path):
     paths = present_lora_subspace.draw(result, tmp_path / "first")
     assert set(paths) == {f"lora_subspace_{what}" for what in ("ranks", "seeds", "tasks")}

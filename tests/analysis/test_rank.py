@@ -165,6 +165,7 @@ def test_what_stands_out_is_counted_with_what_chance_gives(result):
     assert line.startswith("In 1 of 6 combinations") and line.endswith("0.3 at most.")
 
 
+@pytest.mark.slow
 def test_figures_are_byte_equal_on_repeat_and_hold_means_and_ranges(result, tmp_path):
     paths = present_rank.draw(result, tmp_path / "first")
     assert set(paths) == {"rank", "rank_similarity"}

@@ -49,6 +49,7 @@ def test_every_choice_has_the_papers_rank_and_the_same_number_of_parameters():
     assert ranks == published("which_weights")["ranks"]
 
 
+@pytest.mark.slow
 def test_the_profile_has_every_choice_at_three_seeds_on_three_tasks():
     cells = compose_cells(("profile=which_weights",))
     assert len(cells) == len({run_folder(cfg) for cfg in cells}) == 7 * 3 * 3

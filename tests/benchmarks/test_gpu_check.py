@@ -21,6 +21,7 @@ def wanted(cfg, **changes):
     return OmegaConf.merge(OmegaConf.create(gpu_check.part_settings(cfg)), changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["roberta-base", "mpnet"])
 def test_each_model_is_timed_padded_packed_and_in_fleets(cfg, model):
     rows = pd.DataFrame(gpu_parts.measured(model, wanted(cfg)))

@@ -13,6 +13,7 @@ def rows(rates):
     return learning_rates(OmegaConf.create({"learning_rates": SETTINGS | {"rates": rates}}))
 
 
+@pytest.mark.slow
 def test_each_method_rate_and_seed_is_a_row_after_that_of_the_model_alone():
     table = rows({"vision": [0.02]})
     assert list(table.method) == ["none", *["lora", "condlora"] * 2]

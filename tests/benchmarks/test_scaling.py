@@ -41,6 +41,7 @@ def test_live_memory_is_of_what_is_made_and_not_yet_freed():
     assert live.peak == 8000 and len(view) == 10
 
 
+@pytest.mark.slow
 def test_every_series_has_its_exponents_and_a_figure(cfg, tmp_path):
     found = scaling.scaling(cfg)
     assert set(found["series"]) == {"runs", "tokens", "fleet"}

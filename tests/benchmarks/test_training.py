@@ -103,6 +103,7 @@ def test_every_variant_is_measured_beside_both_trainers(wanted, monkeypatch):
     assert (table.set_index("variant").loc[list(workload.LONG), "batch"] == 2).all()
 
 
+@pytest.mark.slow
 def test_growth_is_over_fleets_of_examples_of_one_length(wanted):
     wanted.methods = ["condlora"]
     cfg = OmegaConf.load(ROOT / "configs/benchmark.yaml")

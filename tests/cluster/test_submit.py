@@ -126,6 +126,7 @@ def fail(trial, error):
     write_record(run_folder(trial), record | failure(error))
 
 
+@pytest.mark.slow
 def test_trials_that_ended_or_are_being_done_get_no_worker(client, of_search, tmp_path, capsys):
     work, error = Search(tuple(of_search)), DivergedError("too high")
     plans = plan_studies(work.cfg)

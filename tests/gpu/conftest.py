@@ -1,4 +1,4 @@
-"""Every test here runs on a CPU, among the fast tests, and on a GPU (`make gpu-check`): the same bodies at the same size."""
+"""Every test here runs on a CPU, among the slow tests, and on a GPU (`make gpu-check`): the same bodies at the same size."""
 
 import functools
 import os
@@ -8,13 +8,15 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tests.tasks import slow
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,'?!-"
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[*slow("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     return torch.device(request.param)
 

@@ -124,6 +124,7 @@ def test_a_run_that_failed_before_it_had_a_record_is_not_done_again(tiny_cells, 
     assert list(watch.left_by_others([])) == []
 
 
+@pytest.mark.slow
 def test_cells_are_planned_as_hydra_composes_each(tmp_path):
     """Tasks and adapters that are composed in one go and put together give what Hydra composes for each run."""
     common, tasks = ("profile=kinship", f"runs={tmp_path}"), ("cola", "stsb")

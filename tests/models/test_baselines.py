@@ -585,6 +585,7 @@ def counted():
     return method_table.parameters(method_table.cells(METHODS))
 
 
+@pytest.mark.slow
 def test_parameters_on_roberta_base_are_those_of_the_papers(counted):
     assert counted == FORMULAS
     published = {name: FILES[name].printed for name in METHODS if "printed" in FILES[name]}

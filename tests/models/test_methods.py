@@ -18,9 +18,16 @@ from condlora.training.optimizer import adamw
 from condlora.training.state import Training
 from tests.members import ACCELERATOR, Member
 from tests.models.shipped import FITTING, QUIET, TRAINED_HERE
-from tests.tasks import compose_tiny
+from tests.tasks import compose_tiny, slow
 
 pytestmark = QUIET
+FAST = (
+    "lora",
+    "condlora",
+    "share_lora_ab",
+    "vera",
+    "adalora",
+)  # one of each kind; the others in `make test-slow`
 STEPS = 20  # of the whole run, of which four are taken
 IDS = torch.arange(2000, 2024).view(2, 12)
 
@@ -49,7 +56,7 @@ def logits(model):
     return model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
 
 
-@pytest.mark.parametrize("method", TRAINED_HERE)
+@pytest.mark.parametrize("method", [*FAST, *slow(*(m for m in TRAINED_HERE if m not in FAST))])
 def test_a_method_trains_resumes_and_is_saved_and_loaded(method, tmp_path):
     (cfg,) = compose_tiny(
         "task=rte",

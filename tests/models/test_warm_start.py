@@ -106,6 +106,7 @@ def test_tables_keep_it_apart_from_runs_that_start_afresh(begun, tiny_cells, tmp
     assert sorted(runs.adapter) == ["lora", "lora_from_mnli"]
 
 
+@pytest.mark.slow
 def test_recipe_follows_the_adapter_and_not_its_place(begun, tmp_path):
     before = recipe_hash(recipe(begun()))
     mnli(tmp_path).rename(tmp_path / "moved")

@@ -193,6 +193,7 @@ def test_search_seed_is_in_no_profile():
 SEARCHES = sorted(ROOT.glob("results/reference/*/search.csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.parent.name)
 def test_profile_trains_with_the_rates_that_its_search_chose(path: Path):
     table = pd.read_csv(path)

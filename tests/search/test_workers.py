@@ -53,6 +53,7 @@ def curve_of(folder):
     return curve
 
 
+@pytest.mark.slow
 def test_workers_that_start_together_give_the_table_of_one(tmp_path, stand_in):
     def table(workers):
         folder = tmp_path / f"{workers}"

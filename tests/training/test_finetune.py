@@ -159,6 +159,7 @@ def test_attention_is_chosen_for_the_precision_and_recorded(tiny_cells, asked, p
     assert finetune.run(cfg)["environment"]["attention"] == used
 
 
+@pytest.mark.slow
 def test_attention_changes_a_run_by_rounding_alone(tiny_cells, tmp_path):
     def losses(attention):
         cfg = one(
@@ -176,6 +177,7 @@ def test_attention_changes_a_run_by_rounding_alone(tiny_cells, tmp_path):
     np.testing.assert_allclose(losses("eager"), losses("sdpa"), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter", ["condlora", *slow("prefix_tuning", "dora", "lora_fa", "ln_tuning", "bitfit")]
 )

@@ -82,10 +82,10 @@ def assert_equal_but_for_rounding(cfg, other, relative):
     "names",
     [
         ["condlora", "lora", "condlora"],
-        ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
-        ["condlora_x", "lotr", "half_lora", "half_lora", "melora", "condlora_x"],
-        ["lora_drop", "lora_drop_value", "lora_drop"],
         *slow(
+            ["lora", "rslora", "tied_lora", "condlora_random", "condlora_random"],
+            ["condlora_x", "lotr", "half_lora", "half_lora", "melora", "condlora_x"],
+            ["lora_drop", "lora_drop_value", "lora_drop"],
             ["lora", "lora"],
             ["condlora_blocks", "condlora", "condlora_blocks"],
             ["condlora_other_layer", "condlora_other_layer"],
@@ -122,6 +122,7 @@ def test_numbers_as_labels_give_the_loss_of_a_regression(tiny_bert):
     torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 def test_with_dropout_ten_members_train_like_ten_single_runs(tiny_bert):
     """A paired t-test over ten seeds at 5 % detects a difference of one standard deviation with a power of 0.8.
 
@@ -458,6 +459,7 @@ def test_a_run_of_another_launcher_is_left_to_it(tiny_cells):
     assert record["status"] == "done"
 
 
+@pytest.mark.slow
 def test_short_memory_splits_the_fleet(tiny_cells, passes, monkeypatch, capsys):
     def short(trainings, batches, original=stepping.joint_gradients):
         if len(trainings) > 2:

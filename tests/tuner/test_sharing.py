@@ -61,7 +61,17 @@ CASES += [
 ]
 CONTROLS = [name for name in METHODS if name.startswith("condlora")]
 SEEDED = [name for name in METHODS if issubclass(METHODS[name], Seeded)]
-every_method = pytest.mark.parametrize("settings", CASES)
+# One method of each kind is tested in `make test`, the others in `make test-slow`.
+FAST = ("condlora", "share_lora", "tied_lora", "cond_adalora", "lotr", "vera")
+every_method = pytest.mark.parametrize(
+    "settings",
+    [
+        case
+        if case.values[0]["method"] in FAST
+        else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
 
 
 def layers_of(model, adapter_name="default"):

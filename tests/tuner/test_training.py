@@ -280,6 +280,7 @@ EVERY_METHOD = {name: {} for name in METHODS} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpointing", "cases"),
     [
