@@ -1,4 +1,4 @@
-"""The extra for Ray beside the pinned packages; pip resolves it and installs nothing."""
+"""The extra for Ray fits the pinned packages; pip resolves the extra and installs nothing."""
 
 import json
 import subprocess

@@ -88,7 +88,7 @@ def test_a_cluster_that_cannot_do_it_is_one_sentence(tmp_path, settings, says):
 
 
 def test_a_worker_whose_node_dies_is_started_again_on_another_to_the_same_bits(tmp_path):
-    """On a running cluster of two nodes with room for one worker each, which the command is told by its address."""
+    """On a running cluster of two nodes with room for one worker each, whose address is given to the command."""
     words, alone = (
         (*TINY, "seed=0,1,2,3", f"runs={tmp_path}/{name}", "protocol.max_steps=200")
         for name in ("ray", "alone")
