@@ -13,7 +13,8 @@ from hydra import compose
 
 from condlora.cluster.follow import Item
 from condlora.commands.settings import check_command
-from condlora.grid.cells import Words, compose_common, composing, inspect, plan_cells, state_of
+from condlora.grid.cells import compose_common, inspect, plan_cells, state_of
+from condlora.grid.composition import Words, composing
 from condlora.grid.preflight import preflight
 from condlora.paths import CONFIGS
 from condlora.runs.lease import living_owner

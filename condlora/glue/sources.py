@@ -83,7 +83,8 @@ def _from_hub(data: DictConfig, task: Task) -> datasets.DatasetDict:
 
 
 def _from_generator(data: DictConfig, task: Task) -> datasets.DatasetDict:
-    return generate(task.name, seed=data.seed)
+    rows = {name: data[name] for name in ("train_rows", "test_rows") if name in data}
+    return generate(task.name, seed=data.seed, **rows)
 
 
 def _from_directory(data: DictConfig, task: Task) -> datasets.DatasetDict:

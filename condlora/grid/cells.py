@@ -6,28 +6,24 @@ and checked before anything is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from condlora.errors import MissingRates, RunFolderError
-from condlora.paths import CONFIGS
+from condlora.grid import composition
+from condlora.grid.composition import Words, parse, with_values
 from condlora.runs.lease import living_owner
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import read_cell_record, run_folder
 
 STATES = ("done", "running", "interrupted", "stale", "failed", "damaged", "missing")
-Words = tuple[str, ...]  # overrides, as on a command line
 
 
 @dataclass(frozen=True)
@@ -65,24 +61,19 @@ class Cell:
 # Compose
 
 
-@contextlib.contextmanager
-def composing(folder: Path = CONFIGS) -> Iterator[None]:
-    """Hydra's compose API on a folder of configs, also from within a running Hydra application."""
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            yield
-    finally:
-        GlobalHydra.instance().hydra = running
-
-
+@functools.lru_cache(maxsize=8)
 def compose_common(overrides: Words) -> DictConfig:
-    """The config that the runs of a command line share, with Hydra's own settings under `hydra`."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    plain = [o.input_line for o in parsed if not o.is_sweep_override()]
-    with composing():
-        return compose("train", plain, return_hydra_config=True)
+    """The config that the runs of a command line share, with Hydra's own settings under `hydra`.
+
+    Not to be changed: the next call returns the same object.
+    """
+    choices, values = _without_sweeps(overrides)
+    cfg = copy.deepcopy(composition.composed("train", choices))
+    return with_values(cfg, choices, values)
+
+
+def _without_sweeps(overrides: Words) -> tuple[Words, list[Override]]:
+    return composition.split([o for o in map(parse, overrides) if not o.is_sweep_override()])
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,7 +97,7 @@ def plan_cells(
         if is_fresh:
             has_rate = True
             # An adapter that starts from another run's depends on the seed.
-            depends_on_seed = "${seed}" in str(_raw(cfg))
+            depends_on_seed = "${seed}" in str(OmegaConf.to_container(cfg, resolve=False))
         if is_fresh or depends_on_seed:
             try:
                 cells.append(planned(cfg))
@@ -124,94 +115,19 @@ def each_config(overrides: Words) -> Iterator[tuple[DictConfig, bool]]:
 
     It may be the same object each time, changed from run to run.
     """
-    params = compose_common(overrides).hydra.sweeper.params or {}
-    parser = OverridesParser.create()
-    swept = [*(f"{key}={value}" for key, value in params.items()), *overrides]
-    jobs = BasicSweeper.split_arguments(parser.parse_overrides(swept), max_batch_size=None)[0]
-    # Parsing a word takes a millisecond, and the jobs of a grid share most of theirs.
-    parse = functools.cache(lambda word: parser.parse_overrides([word])[0])
-    split = [_split_seed(job, parse) for job in jobs]
+    common = composition.composed("train", _without_sweeps(overrides)[0])
+    params = common.hydra.sweeper.params or {}
+    swept = [parse(f"{key}={value}") for key, value in params.items()]
+    swept += map(parse, overrides)
+    jobs = BasicSweeper.split_arguments(swept, max_batch_size=None)[0]
+    split = [composition.split(list(map(parse, job))) for job in jobs]
+    compose = composition.composer(list(dict.fromkeys(choices for choices, _ in split)))
     before = None
-    with composing():
-        composed = _composer(list(dict.fromkeys(words for words, _ in split)), parser)
-        for words, seed in split:
-            cfg = composed(words)
-            if seed is not None:
-                cfg.seed = seed
-            yield cfg, words != before
-            before = words
-
-
-def _split_seed(job: list[str], parse: Callable[[str], Override]) -> tuple[Words, object]:
-    """A job's overrides without its seed, and the seed: runs that differ in it alone share one composition."""
-    parsed = [parse(word) for word in job]
-    seeds = [o for o in parsed if o.key_or_group == "seed"]
-    rest = tuple(o.input_line for o in parsed if o.key_or_group != "seed")
-    return rest, seeds[-1].value() if seeds else None
-
-
-def _composer(jobs: list[Words], parser: OverridesParser) -> Callable[[Words], DictConfig]:
-    """A function from a job's overrides to its config, which the next call may change.
-
-    Composing takes a tenth of a second. Where jobs differ only in the choices of groups that change nothing but their own
-    part of the config, as tasks and adapters do, all choices are composed in one go and put into one config. The
-    last job is composed by itself as well: if it differs, the choices are not independent, and each job is composed.
-    """
-    base = compose("train", list(jobs[0]))
-    if len(jobs) == 1:
-        return lambda words: base
-    parts = _independent_choices(jobs, base, parser)
-
-    def assemble(words: Words) -> DictConfig:
-        for position, group in parts.groups.items():
-            base[group] = parts.nodes[words[position]]
-        return base
-
-    if parts is not None and _raw(assemble(jobs[-1])) == _raw(compose("train", list(jobs[-1]))):
-        return assemble
-    return functools.lru_cache(maxsize=None)(lambda words: compose("train", list(words)))
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """groups: config group by the position of its override. nodes: the group's content by the override."""
-
-    groups: dict[int, str]
-    nodes: dict[str, DictConfig]
-
-
-def _independent_choices(
-    jobs: list[Words], base: DictConfig, parser: OverridesParser
-) -> _Choices | None:
-    """What differs between the jobs, if that is only choices of config groups that no other override touches."""
-    groups, nodes, wanted = {}, {}, {}
-    loader = GlobalHydra.instance().config_loader()
-    keys = [o.key_or_group for o in parser.parse_overrides(list(jobs[0]))]
-    for position, words in enumerate(zip(*jobs, strict=True)):
-        if len(set(words)) == 1:
-            continue
-        group = keys[position]
-        touched = [key for key in keys if key == group or key.startswith(f"{group}.")]
-        if len(touched) > 1 or not loader.get_group_options(group):
-            return None
-        groups[position] = group
-        for choice in parser.parse_overrides(list(dict.fromkeys(words))):
-            if choice.type is not OverrideType.CHANGE or choice.package is not None:
-                return None
-            wanted[choice.input_line] = f"{group}{len(wanted)}", group, choice.value()
-    composed = compose(None, [f"+{g}@{name}={value}" for name, g, value in wanted.values()])
-    if len(composed) != len(wanted):  # a choice that changes other parts of the config
-        return None
-    nodes = {line: composed[name] for line, (name, _, _) in wanted.items()}
-    first = {group: nodes[jobs[0][position]] for position, group in groups.items()}
-    if any(_raw(base[group]) != _raw(node) for group, node in first.items()):
-        return None
-    return _Choices(groups, nodes)
-
-
-def _raw(cfg: DictConfig) -> dict:
-    """The content of a config, its interpolations unresolved."""
-    return OmegaConf.to_container(cfg, resolve=False)
+    for choices, values in split:
+        cfg = with_values(compose(choices), choices, values)
+        words = (*choices, *(o.input_line for o in values if o.key_or_group != "seed"))
+        yield cfg, words != before
+        before = words
 
 
 # Inspect

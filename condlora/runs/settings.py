@@ -28,6 +28,11 @@ class PinnedSettings(Settings):
     revision: COMMIT = None
 
 
+class DataSettings(PinnedSettings):
+    train_rows: whole(1) = None
+    test_rows: whole(1) = None
+
+
 class AdapterDefaults(Settings):
     r: whole(1)
     lora_dropout: number(0, 1)
@@ -82,7 +87,7 @@ class RunSettings(SeedSettings):
 
     task: NamedSettings
     backbone: PinnedSettings
-    data: PinnedSettings
+    data: DataSettings
     protocol: ProtocolSettings
     runtime: RuntimeSettings
 

@@ -19,10 +19,10 @@ from condlora.runs.recipe import recipe
 from condlora.runs.record import failure, new_record, run_folder, write_record
 from condlora.search.studies import plan_studies, standing, storage_of
 from condlora.search.trials import ended_trial
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 TINY = (
-    "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=4",
+    "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=4",
     "protocol.evaluate_every=2", "runtime.threads=1", "adapter=lora", "task=rte",
 )  # fmt: skip
 

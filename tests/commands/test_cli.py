@@ -10,7 +10,7 @@ from condlora.commands.explain import explain
 from condlora.commands.train import attempt
 from condlora.grid import cells as grid
 from condlora.training import run as finetune
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 
 def command(*words, cwd):
@@ -47,7 +47,7 @@ def test_analysis_without_runs_says_what_to_do(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["-m"]], ids=["commas alone", "Hydra's flag too"])
 def test_one_bad_run_of_a_grid_leaves_the_others_and_sets_status_1(tmp_path, more):
-    words = ["backbone=tiny", "data=synthetic", "protocol=embedded", "task=rte"]
+    words = ["backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "task=rte"]
     words += ["protocol.max_steps=4", "protocol.evaluate_every=2", "adapter.config.r=4,99"]
     done = command("scripts/train.py", *words, "runtime.threads=1", *more, cwd=tmp_path)
     # Both share a folder, so this is also a recipe that replaces another only when it can run.

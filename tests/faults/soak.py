@@ -42,9 +42,10 @@ from tests.faults.harness import (
     kill,
     left_behind,
 )
+from tests.tasks import FEW_ROWS
 
 TOY = (
-    "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=5", "protocol.evaluate_every=2",
+    "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=5", "protocol.evaluate_every=2",
     "protocol.precision=no", "runtime.threads=1", "runtime.checkpoint_steps=2", "runtime.progress=plain",
 )  # fmt: skip
 KINDS = [(task, adapter) for task in ("rte", "stsb") for adapter in ("lora", "condlora")]

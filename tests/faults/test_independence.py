@@ -8,7 +8,7 @@ import pytest
 from condlora.runs.record import run_folder
 from condlora.training import run as finetune
 from tests.faults.harness import in_child, left_behind
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 GRID = ("task=rte,stsb", "adapter=lora,condlora", "protocol.max_steps=4", "protocol.evaluate_every=2")  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_neither_order_nor_companions_matter(cells_in, alone):
 @pytest.mark.slow
 def test_neither_workers_nor_progress_bars_matter(cells_in, alone, tmp_path):
     words = [
-        *GRID, "backbone=tiny", "data=synthetic", "protocol=embedded", "runtime.threads=1", f"runs={tmp_path}/workers",
+        *GRID, "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "runtime.threads=1", f"runs={tmp_path}/workers",
         "runtime.progress=bars", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
     ]  # fmt: skip
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 NO_NETWORK = Path(__file__).parent / "no_network"
 
@@ -38,7 +38,7 @@ def test_an_attempt_is_refused_and_noted(python, tmp_path):
 @pytest.mark.slow
 def test_fine_tuning_and_analysis_make_no_attempt(python, tmp_path):
     """The embedded profile in small; `.ci/run` makes the whole of it without a network."""
-    words = ["task=rte", "adapter=lora,condlora", "backbone=tiny", "data=synthetic"]
+    words = ["task=rte", "adapter=lora,condlora", "backbone=tiny", "data=synthetic", *FEW_ROWS]
     words += ["protocol=embedded", "protocol.max_steps=2", "protocol.evaluate_every=1"]
     words += [f"runs={tmp_path}/runs"]
     trained = python("scripts/train.py", *words)

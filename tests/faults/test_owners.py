@@ -18,7 +18,7 @@ from condlora.runs.record import read_record, run_folder
 from condlora.runs.shared_disk import SharedDisk
 from condlora.training import run as finetune
 from tests.faults.harness import KILLED, fault, in_child, kill
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 SLEEPER = """
 import sys, time
@@ -154,7 +154,7 @@ def test_launcher_waits_for_the_others_and_does_what_the_dead_left(tiny_cells, m
 )
 def test_launchers_started_together_do_every_run_once(tmp_path, launchers, more, fleet):
     words = [
-        "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=4",
+        "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=4",
         "protocol.evaluate_every=2", "runtime.threads=1", "adapter=lora,condlora", "seed=0,1",
         f"runs={tmp_path}", *more, "--multirun",
     ]  # fmt: skip
@@ -175,7 +175,7 @@ def test_launchers_started_together_do_every_run_once(tmp_path, launchers, more,
 @pytest.mark.slow
 def test_signal_to_a_launcher_is_its_exit_status(tmp_path):
     words = [
-        "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=100000",
+        "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=100000",
         "protocol.evaluate_every=100000", "runtime.threads=1", "adapter=lora", f"runs={tmp_path}",
     ]  # fmt: skip
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]

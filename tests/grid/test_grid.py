@@ -18,9 +18,11 @@ from condlora.errors import (
 )
 from condlora.grid import cells as grid
 from condlora.grid import listing, preflight, watch
+from condlora.grid.composition import composing
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import run_folder, write_record
 from condlora.training import run as finetune
+from tests.tasks import FEW_ROWS
 
 GRID = ("task=rte,stsb", "adapter=lora,condlora")
 
@@ -114,7 +116,7 @@ def test_no_finished_runs(tmp_path):
 
 
 def test_unfinished_grid_fails_the_command(finished):
-    overrides = (*GRID, "backbone=tiny", "data=synthetic", "protocol=embedded")
+    overrides = (*GRID, "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded")
     overrides += ("protocol.max_steps=6", "protocol.evaluate_every=3", "runtime.threads=1")
     overrides += (f"runs={run_folder(finished[0]).parents[3]}",)
     watch.require_done(list(overrides))
@@ -187,7 +189,7 @@ def test_wrong_words_on_the_command_line(monkeypatch, overrides, message):
 def test_cells_are_what_hydra_composes_for_each_seed():
     words = ("profile=kinship", "task=stsb", "adapter=vera,lora", "protocol.max_steps=3")
     cells = grid.compose_cells((*words, "seed=4,7"))
-    with grid.composing():
+    with composing():
         expected = [
             compose("train", [words[0], words[1], f"adapter={adapter}", words[3], f"seed={seed}"])
             for adapter in ("vera", "lora")

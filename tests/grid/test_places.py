@@ -7,7 +7,7 @@ from hydra import compose
 
 from condlora.commands import cli
 from condlora.errors import ConfigError, RunFolderError
-from condlora.grid import cells, listing, preflight, watch
+from condlora.grid import cells, composition, listing, preflight, watch
 from condlora.runs.lease import Claim
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import (
@@ -130,14 +130,14 @@ def test_cells_are_planned_as_hydra_composes_each(tmp_path):
     common, tasks = ("profile=kinship", f"runs={tmp_path}"), ("cola", "stsb")
     adapters = ("vera", "condlora_rslora", "share_lora_ab_r", "lora")
     words = (f"task={','.join(tasks)}", f"adapter={','.join(adapters)}", "seed=0")
-    with cells.composing():
+    with composition.composing():
         expected = [
             cells.planned(compose("train", [*common, f"task={task}", f"adapter={adapter}"]))
             for task in tasks
             for adapter in adapters
         ]
     assert list(cells.plan_cells((*common, *words))) == expected
-    # An override within a group that differs from run to run: each is composed by itself.
+    # A value within a group that differs from run to run is set in each run's own choice of the group.
     words = ("task=cola", "adapter=lora,vera", "adapter.config.r=2,4", "seed=0")
     found = [
         (cfg.adapter.name, cfg.adapter.config.r) for cfg in cells.compose_cells((*common, *words))

@@ -11,10 +11,10 @@ import pytest
 
 from condlora.grid.cells import compose_common
 from condlora.runs.record import read_record
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 TINY = [
-    "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "runtime.threads=1", "adapter=lora",
+    "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "runtime.threads=1", "adapter=lora",
 ]  # fmt: skip
 
 

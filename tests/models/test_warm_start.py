@@ -18,6 +18,7 @@ from condlora.runs.record import run_folder, write_record
 from condlora.training import run as finetune
 from condlora.training import setup
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
+from tests.tasks import FEW_ROWS
 
 RATE = ("protocol.learning_rate=1e-2", "protocol.precision=no")
 METHODS = ("lora", "condlora")
@@ -32,7 +33,7 @@ def source(tmp_path_factory):
     for method in METHODS:
         (cfg,) = compose_cells(
             (
-                "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=6",
+                "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=6",
                 "protocol.evaluate_every=3", "runtime.threads=1", "task=mnli", f"adapter={method}", *RATE,
                 f"runs={runs}",
             )

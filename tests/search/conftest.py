@@ -9,10 +9,11 @@ from condlora.files import write_atomically
 from condlora.runs.recipe import recipe, recipe_hash
 from condlora.runs.record import SCHEMA_VERSION, run_folder, write_record
 from condlora.training import run as finetune
+from tests.tasks import FEW_ROWS
 
 RATES = (1e-3, 2e-3, 4e-3)
 TINY = (
-    "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=4",
+    "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=4",
     "protocol.evaluate_every=2", "runtime.threads=1",
 )  # fmt: skip
 

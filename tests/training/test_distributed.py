@@ -15,10 +15,10 @@ from condlora.runs.lease import Claim
 from condlora.runs.record import read_record
 from condlora.training import distributed
 from condlora.training import run as finetune
-from tests.tasks import ROOT
+from tests.tasks import FEW_ROWS, ROOT
 
 WORDS = [
-    "task=rte", "backbone=tiny", "data=synthetic", "protocol=embedded", "runtime.threads=1", "protocol.precision=no",
+    "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "runtime.threads=1", "protocol.precision=no",
     "+backbone.architecture.hidden_dropout_prob=0", "+backbone.architecture.attention_probs_dropout_prob=0",
 ]  # fmt: skip
 # What accelerate launch starts on GPUs; on a CPU it would want MPI.

@@ -15,12 +15,14 @@ from condlora.errors import ConfigError, DeviceError, DivergedError, RunFolderEr
 from condlora.models.adapters import load_factors
 from condlora.models.backbones import load_backbone
 from condlora.runs.record import read_record, run_folder
-from condlora.training import device, evaluation, selection, setup
+from condlora.training import device, evaluation, selection, setup, timing
 from condlora.training import run as finetune
 from condlora.training import step as stepping
 from condlora.training.data import prepare
 from tests.faults.harness import small_files
 from tests.tasks import slow
+
+ROUNDS = timing.TIMED_ROUNDS  # conftest.py lowers it for all tests
 
 
 def one(tiny_cells, *overrides):
@@ -47,7 +49,8 @@ def done(finished_cells):
     return one(finished_cells, "task=rte")
 
 
-def test_record_is_complete_and_scores_match_the_stored_predictions(rte):
+def test_record_is_complete_and_scores_match_the_stored_predictions(rte, monkeypatch):
+    monkeypatch.setattr(timing, "TIMED_ROUNDS", ROUNDS)
     record = finetune.run(rte)
     folder = run_folder(rte)
     assert record == read_record(folder) == json.loads((folder / "record.json").read_text())
@@ -264,7 +267,7 @@ def test_evaluation_that_does_not_fit_is_said_in_a_sentence_and_goes_on_with_les
 
     monkeypatch.setattr(Classifier, "forward", forward)
     words = ("task=rte", "runtime.checkpoint_steps=2")
-    said = r"batch of 64 examples does not fit .*: set runtime.evaluation_batch_size=32 and run"
+    said = r"batch of 40 examples does not fit .*: set runtime.evaluation_batch_size=20 and run"
     with pytest.raises(DeviceError, match=said):
         finetune.run(one(tiny_cells, *words))
     record = finetune.run(one(tiny_cells, *words, "runtime.evaluation_batch_size=16"))
@@ -348,7 +351,7 @@ def test_score_that_is_never_defined_fails_the_run(tiny_cells):
 
 
 def test_saved_adapter_that_scores_otherwise_is_refused(tiny_cells, monkeypatch):
-    cfg = one(tiny_cells, "task=rte")
+    cfg = one(tiny_cells, "task=stsb")
     original = selection.save_adapter
 
     def spoilt(model, folder):

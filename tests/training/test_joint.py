@@ -32,10 +32,10 @@ from condlora.training import step as stepping
 from condlora.training.state import Training
 from tests.faults.harness import Stop, fault, stop
 from tests.members import ACCELERATOR, Member, batch, steps, training
-from tests.tasks import ROOT, slow
+from tests.tasks import FEW_ROWS, ROOT, slow
 
 SHRUNK = (
-    "backbone=tiny", "data=synthetic", "protocol=embedded", "protocol.max_steps=6",
+    "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=6",
     "protocol.evaluate_every=3", "runtime.threads=1",
 )  # fmt: skip
 NO_DROPOUT = (
