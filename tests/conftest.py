@@ -14,14 +14,14 @@ torch.set_num_threads(1)  # tiny tensors: a thread pool costs more than it gives
 
 
 def pytest_collection_finish():
-    """Generate each synthetic task once per process, time each merged adapter once, and keep the imports out of every
-    collection of garbage."""
+    """Generate each synthetic task once per process, time runs by few steps, and keep the imports out of every collection of
+    garbage."""
     prepare = sys.modules.get("condlora.training.data")
     if prepare is not None:
         prepare._prepare = functools.lru_cache(maxsize=32)(prepare._prepare.__wrapped__)
     timing = sys.modules.get("condlora.training.timing")
     if timing is not None:
-        timing.TIMED_ROUNDS = 1
+        timing.TIMED_ROUNDS, timing.WARM_UP_STEPS, timing.TIMED_STEPS = 1, 1, 2
     gc.collect()
     gc.freeze()
 

@@ -1,5 +1,7 @@
 """The numbers that the paper prints, from results/paper/."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,12 @@ PAPER = Path(__file__).resolve().parents[2] / "results" / "paper"
 
 def published(name: str) -> dict[str, Any]:
     """The paper's numbers of one table or figure, from results/paper/<name>.yaml."""
-    return yaml.safe_load((PAPER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return copy.deepcopy(_read(PAPER / f"{name}.yaml"))
+
+
+@functools.cache
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def is_paper_backbone(record: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Whether LoRA has stopped improving: runs that still improve cannot decide whether CondLoRA ends where LoRA ends."""
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,6 +16,7 @@ RULES = CONFIGS / "analysis" / "parity_rules.yaml"
 POINTS = 100
 
 
+@functools.cache
 def plateau_rule() -> dict:
     """The rule as parity_rules.yaml states it: points_per_doubling, and the verdict where it is not met."""
     return yaml.safe_load(RULES.read_text(encoding="utf-8"))["plateau"]
