@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.maths.decomposition import singular_vectors
 from analysis.maths.lora_subspace import gaussian_factors
 from analysis.study.names import adapter_order
 from analysis.study.rank_selection import by_method, scaling, shown_rank
@@ -79,12 +80,12 @@ def random_projected_norm(W: Tensor, r: int) -> Tensor:
 
 
 def left_directions(W: Tensor) -> tuple[Tensor, Tensor]:
-    """All left singular vectors (..., out, out) of W (..., out, in), and squared singular values.
-
-    From W W', which costs half of an SVD; only the smallest of them suffer by the squares.
-    """
-    W = W.double()
-    energy, U = torch.linalg.eigh(W @ W.mT)
+    """All left singular vectors (L, out, out) of W (L, out, in), and squared singular values (L, out)."""
+    if W.shape[-2] <= W.shape[-1]:
+        U, sigma, _ = singular_vectors(W)
+        return U, sigma.square()
+    # From W W', as the decomposition has only the vectors whose singular values are not zero.
+    energy, U = torch.linalg.eigh(W.double() @ W.double().mT)
     return U.flip(-1), energy.flip(-1).clamp(min=0)
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from analysis.maths import inverse_spectrum, subspace
 from analysis.maths.conversion_similarity import CONTROL, GAUSSIAN, TRAINED
 from analysis.maths.inverse_spectrum import Inverse, Spectra
+from analysis.maths.layers import in_each_layer, parts
 from analysis.study.names import REFERENCE
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
@@ -58,14 +59,14 @@ class Controls:
 
 def controls(stacks: list[Stack], settings: Settings) -> Controls:
     """All controls for every LoRA run, from the settings' generator alone."""
-    rows, notes, usable = [], [], []
+    rows, notes, spectra = [], [], []
     for stack in (stack for stack in stacks if stack.adapter == REFERENCE):
         try:
             inverses = inverse_spectrum.inverses(stack)
         except subspace.NotInvertible as error:
             notes.append(f"No controls for {stack.module} modules: {error}.")
             continue
-        usable.append((stack, inverses))
+        spectra.append(inverse_spectrum.spectra([(stack, inverses)], settings))
         for matrix, source, names, phi in _maps(stack, inverses, settings):
             for (task, name), means in zip(
                 names, subspace.means_of_pairs(phi).tolist(), strict=True
@@ -73,7 +74,8 @@ def controls(stacks: list[Stack], settings: Settings) -> Controls:
                 rows.append([stack.module, matrix, source, task, name, *means])
     columns = ["module", "matrix", "source", "task", "run_or_draw", *PAIRS]
     values = pd.DataFrame(rows, columns=columns)
-    return Controls(values, inverse_spectrum.spectra(usable, settings), notes)
+    spectra = spectra or [inverse_spectrum.spectra([], settings)]
+    return Controls(values, inverse_spectrum.joined(spectra), notes)
 
 
 Maps = Iterator[tuple[str, str, list[tuple[str, str]], Tensor]]
@@ -84,7 +86,6 @@ def _maps(stack: Stack, inverses: dict[str, Inverse], settings: Settings) -> Map
     L, r, d_in = stack.A.shape[1:]
     d_out, n = stack.B.shape[2], settings.baseline_draws
     i, j = settings.counts(r)
-    k = max(i, j)
     generator = settings.generator()
     # The draws of Figure 1, in its order.
     drawn_A = subspace.gaussian((n, L, r, d_in), generator).mT
@@ -96,19 +97,24 @@ def _maps(stack: Stack, inverses: dict[str, Inverse], settings: Settings) -> Map
     def phi(U: Tensor) -> Tensor:
         return subspace.phi_map(U, U, i, j)
 
+    def phi_through(inverse: Inverse, X: Tensor) -> Tensor:
+        bases = (inverse.basis(inverse.coefficients(x), i, j) for x in parts(X))
+        return torch.cat([phi(U) for U in bases])
+
     for matrix, X, drawn, in_place in (
         ("A", stack.A.mT, drawn_A, plain[0]),
         ("B", stack.B, drawn_B, plain[1]),
     ):
         inverse = inverses[matrix]
-        yield matrix, GAUSSIAN, draws, phi(subspace.left_basis(in_place, k))
-        yield matrix, CONTROL, draws, phi(inverse.basis(inverse.coefficients(drawn), k))
+        bases = (subspace.compared_basis(x, i, j) for x in parts(in_place))
+        yield matrix, GAUSSIAN, draws, torch.cat([phi(U) for U in bases])
+        yield matrix, CONTROL, draws, phi_through(inverse, drawn)
         if matrix == "A":
             before = subspace.initial_A((n, L, r, d_in), generator).mT
-            yield matrix, UNTRAINED, draws, phi(inverse.basis(inverse.coefficients(before), k))
+            yield matrix, UNTRAINED, draws, phi_through(inverse, before)
         runs = [(cell.task, f"seed {cell.seed}") for cell in stack.cells]
-        U = inverse.basis(inverse.coefficients(X), k)
-        for source, bases in _changed(inverse, X, U, k, generator):
+        U = inverse.basis(inverse.coefficients(X), i, j)
+        for source, bases in _changed(inverse, X, U, (i, j), generator):
             yield matrix, source, runs, torch.stack([phi(V) for V in bases]).mean(dim=0)
         pairs = [p for p in combinations(range(len(runs)), 2) if runs[p[0]][0] == runs[p[1]][0]]
         if pairs:
@@ -118,12 +124,12 @@ def _maps(stack: Stack, inverses: dict[str, Inverse], settings: Settings) -> Map
 
 
 def _changed(
-    inverse: Inverse, X: Tensor, U: Tensor, k: int, generator: torch.Generator
+    inverse: Inverse, X: Tensor, U: Tensor, counts: tuple[int, int], generator: torch.Generator
 ) -> Iterator[tuple[str, Iterator[Tensor]]]:
     """Trained runs with one thing changed: each source with bases (runs, L, d, k) to average over."""
 
     def basis(X: Tensor) -> Tensor:
-        return inverse.basis(inverse.coefficients(X), k)
+        return inverse.basis(inverse.coefficients(X), *counts)
 
     yield TRAINED, iter([U])
     L = X.shape[1]
@@ -133,8 +139,7 @@ def _changed(
     yield U_RANDOM, iter(random_U)
     yield V_RANDOM, (subspace.rotated(U, generator) for _ in range(ROTATIONS))
     yield BOTH_RANDOM, (subspace.rotated(V, generator) for V in random_U)
-    flat = subspace.left_basis(subspace.in_each_layer(inverse.right.mT, X), k)
-    yield FLAT, iter([subspace.in_each_layer(inverse.left, flat)])
+    yield FLAT, iter([inverse.basis(in_each_layer(inverse.right.mT, X), *counts)])
 
 
 FLAT = "flat_spectrum"

@@ -10,6 +10,7 @@ is unchanged then is W0^-T A', the conversion matrix of A = theta W0. For square
 it, and "A_transposed" of the form `consistent`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.maths.layers import parts
 from analysis.study.names import REFERENCE
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
@@ -99,16 +101,15 @@ def _stack_maps(stack: Stack, settings: Settings) -> dict[tuple[str, str], Tenso
     # is the same Gaussian matrices before they do.
     A = torch.cat([stack.A.double(), gaussian_A])
     B = torch.cat([stack.B.double(), gaussian_B])
-    conversion_A, conversion_B = subspace.conversion_matrices(stack.W, A, B, stack.layers)
-    through = subspace.conversion_maps(conversion_A, conversion_B, A, i, j)
+    through = _maps(_conversions(stack, A, B), i, j)
     # Conversion matrices of a rectangular W0 have the sides of the other factor.
     replaced = (gaussian_A.mT, gaussian_B) if d_in == d_out else (gaussian_B, gaussian_A.mT)
-    plain = subspace.conversion_maps(*replaced, gaussian_A, i, j)
+    plain = _maps(zip(*map(parts, (*replaced, gaussian_A)), strict=True), i, j)
     if d_in == d_out:
         # Equation 4's system, with W0' for W0 and A' for B.
-        transposed = subspace.conversion_matrices(stack.W.mT, A, A.mT, stack.layers)[1]
-        U = subspace.left_basis(transposed, max(i, j))
-        through[TRANSPOSED] = subspace.phi_map(U, U, i, j)
+        solve = subspace.solver(stack.W.mT, stack.layers)
+        bases = (subspace.left_basis(solve(a.mT), max(i, j)) for a in parts(A))
+        through[TRANSPOSED] = torch.cat([subspace.phi_map(U, U, i, j) for U in bases])
         plain[TRANSPOSED] = plain["A"]
     maps = {}
     for matrix in through:
@@ -116,6 +117,23 @@ def _stack_maps(stack: Stack, settings: Settings) -> dict[tuple[str, str], Tenso
         maps[matrix, GAUSSIAN] = plain[matrix]
         maps[matrix, CONTROL] = through[matrix][runs:]
     return maps
+
+
+Conversions = Iterable[tuple[Tensor, Tensor, Tensor]]  # W0->A, W0->B and A of a few runs or draws
+
+
+def _conversions(stack: Stack, A: Tensor, B: Tensor) -> Conversions:
+    W = stack.W
+    if W.shape[-2] == W.shape[-1]:
+        solve = subspace.solver(W, stack.layers)
+        return ((solve(a.mT), solve(b), a) for a, b in zip(parts(A), parts(B), strict=True))
+    found = subspace.conversion_matrices(W, A, B, stack.layers)
+    return zip(*map(parts, (*found, A)), strict=True)
+
+
+def _maps(conversions: Conversions, i: int, j: int) -> dict[str, Tensor]:
+    found = [subspace.conversion_maps(*part, i, j) for part in conversions]
+    return {matrix: torch.cat([maps[matrix] for maps in found]) for matrix in found[0]}
 
 
 def _rectangular(stack: Stack) -> str:

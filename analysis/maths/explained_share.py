@@ -14,6 +14,7 @@ Each question is asked of the layer's own W0 and of controls in its place:
 A0 is the start of A, so delta A = A - A0 is what training added to A, as B (which starts at zero) is to B.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.maths.decomposition import singular_vectors
 from analysis.maths.linear_map import left_out
 from analysis.maths.planted import planted
 from analysis.study.names import REFERENCE
@@ -84,12 +86,12 @@ def explained_shares(stacks: list[Stack], settings: Settings) -> ExplainedShare:
                 f"No delta A of {stack.module} modules at r = {rank}: the starts are not known."
             )
         moments = {LAST: (stack.A, stack.B)} | (steps_of(stack) if rank == r else {})
-        in_its_place = _in_place_of(stack.W.double(), generator) if rank == r else {}
+        in_its_place = _in_place_of(stack, generator) if rank == r else {}
         for side in ("W", "W'"):
             X = _matrices(stack, side, start, moments)
             if not X:
                 continue
-            for source, M in _sources(stack, side, in_its_place).items():
+            for source, M in _sources(stack, side, in_its_place):
                 chosen = {key: x for key, x in X.items() if source == OWN or key[1] == LAST}
                 worlds = {OWN: WORLDS, OTHER_LAYER: 0}.get(source, CONTROL_WORLDS)
                 found, scale = _measure(M, chosen, rank, generator, worlds=worlds)
@@ -124,33 +126,36 @@ def _matrices(
     return found
 
 
-def _in_place_of(W: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """The controls that have the shape of W (L, out, in), by source."""
-    sigma = torch.linalg.svdvals(W)
-    left, right = (
-        torch.linalg.qr(subspace.gaussian((len(W), size, sigma.shape[-1]), generator)).Q
-        for size in W.shape[-2:]
-    )
+def _in_place_of(stack: Stack, generator: torch.Generator) -> dict[str, Tensor]:
+    """The controls that are drawn in the shape of W (L, out, in), by source."""
+    W, (_, sigma, _) = stack.W, singular_vectors(stack.W)
+    drawn = (subspace.gaussian((len(W), size, sigma.shape[-1]), generator) for size in W.shape[-2:])
+    # Layer by layer, which takes less memory.
+    left, right = (torch.stack([torch.linalg.qr(layer).Q for layer in X]) for X in drawn)
     return {
-        OTHER_LAYER: W.roll(len(W) // 2, dims=0),
         GAUSSIAN_W0: subspace.gaussian(W.shape, generator),
-        SPECTRUM: (left * sigma[:, None]) @ right.mT,
+        SPECTRUM: left.mul_(sigma[:, None]) @ right.mT,
     }
 
 
-def _sources(stack: Stack, side: str, in_its_place: dict[str, Tensor]) -> dict[str, Tensor]:
-    """W0 and what stands in its place, by source: M (L, d, p), transposed for the forms on the side W'."""
-    found = {OWN: stack.W.double()} | in_its_place
-    if side == "W'":
-        found = {source: M.mT for source, M in found.items()}
-    if in_its_place:
-        d = found[OWN].shape[-2]
-        found[NO_W0] = torch.eye(d, dtype=torch.float64).expand(len(stack.layers), -1, -1)
-    return found
+def _sources(
+    stack: Stack, side: str, in_its_place: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor | None]]:
+    """W0 and what stands in its place, with its source: M (L, d, p), transposed for the side W'; None for M = 1."""
+    W = stack.W.double()
+    yield OWN, W if side == "W" else W.mT
+    if not in_its_place:
+        return
+    other = W.roll(len(W) // 2, dims=0)
+    yield OTHER_LAYER, other if side == "W" else other.mT
+    del other  # arrays of this size are most of the memory
+    for source, M in in_its_place.items():
+        yield source, M if side == "W" else M.mT
+    yield NO_W0, None
 
 
 def _measure(
-    M: Tensor,
+    M: Tensor | None,
     X: dict[tuple[str, int], Tensor],
     r: int,
     generator: torch.Generator,
@@ -158,7 +163,13 @@ def _measure(
     worlds: int,
 ) -> tuple[dict[tuple[str, int], Tensor], np.ndarray | None]:
     """The left-out share (runs, L) of each X, and of planted worlds (RHO, worlds, L); fitted in one call."""
-    scale = [planted(M, rho, r, worlds, generator) for rho in RHO] if worlds else []
+    first = next(iter(X.values()))
+    planted_on = (
+        torch.eye(first.shape[-2], dtype=torch.float64).expand(first.shape[1], -1, -1)
+        if M is None
+        else M
+    )
+    scale = [planted(planted_on, rho, r, worlds, generator) for rho in RHO] if worlds else []
     shares = left_out(M, torch.cat([*(x.double() for x in X.values()), *scale]))
     sizes = [len(x) for x in X.values()]
     of_runs = dict(zip(X, shares[: sum(sizes)].split(sizes), strict=True))

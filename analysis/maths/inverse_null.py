@@ -55,10 +55,10 @@ def expected_phi(directions: Tensor, sigma: Tensor, r: int) -> Tensor:
     sigma (L, m): their singular values; r: the rank, and i = j = r singular vectors in phi.
     """
     share = occupancies(sigma, r)
-    weighted = directions.double() * share.sqrt()[:, None, :]
-    # sum_ij d_i d_j (v_i . v_j)^2 is the squared norm of the product of the weighted bases.
+    # sum_ij d_i d_j (v_i . v_j)^2 is the squared norm of the product of the weighted bases; right to 1e-6 in float32.
+    weighted = (directions.double() * share.sqrt()[:, None, :]).float()
     L = len(weighted)
     found = torch.zeros(L, L, dtype=torch.float64)
     for n in range(L):
-        found[n, n:] = (weighted[n].mT @ weighted[n:]).square().sum(dim=(-2, -1))
+        found[n, n:] = torch.linalg.matrix_norm(weighted[n].mT @ weighted[n:]).double() ** 2
     return ((found + found.triu(1).mT) / r).fill_diagonal_(1.0)

@@ -8,7 +8,8 @@ layers' smallest right singular vectors are.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from analysis.maths import subspace
 from analysis.maths.conversion_similarity import CONTROL, TRAINED
+from analysis.maths.decomposition import decompose
+from analysis.maths.layers import in_each_layer, turned
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 
@@ -40,11 +43,16 @@ class Inverse:
 
         X (..., L, d, r), any float type; returns float64 (..., L, m, r).
         """
-        return subspace.in_each_layer(self.right.mT, X) / self.sigma[..., None]
+        return in_each_layer(self.right.mT, X) / self.sigma[..., None]
 
-    def basis(self, coefficients: Tensor, k: int) -> Tensor:
-        """The k leading left singular vectors of left @ coefficients; float64 (..., L, n, k)."""
-        return subspace.in_each_layer(self.left, subspace.left_basis(coefficients, k))
+    @cached_property
+    def frames(self) -> Tensor:
+        """`left` in float32, for `turned`."""
+        return self.left.float()
+
+    def basis(self, coefficients: Tensor, i: int, j: int) -> Tensor:
+        """What phi takes with i and j of left @ coefficients, see `subspace.compared_basis`; float32 (..., L, n, k)."""
+        return turned(self.frames, subspace.compared_basis(coefficients, i, j))
 
 
 def inverses(stack: Stack) -> dict[str, Inverse]:
@@ -53,18 +61,10 @@ def inverses(stack: Stack) -> dict[str, Inverse]:
     One singular value decomposition per layer. They are one and the same for square W; otherwise
     A's is that of W', as in `subspace.conversion_matrices`. Raises subspace.NotInvertible likewise.
     """
-    W = stack.W.double()
-    if not W.isfinite().all():
-        raise subspace.NotInvertible("W0 is not finite")
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    U, S, V = U.flip(-1), S.flip(-1), Vh.mT.flip(-1)
-    singular = S[:, 0] <= S[:, -1] * max(W.shape[-2:]) * torch.finfo(S.dtype).eps
-    if singular.any():
-        layer = stack.layers[int(singular.nonzero()[0])]
-        raise subspace.NotInvertible(f"W0 of layer {layer} is singular to working precision")
+    W = decompose(stack.W, stack.layers)
+    U, S, V = W.U.flip(-1), W.sigma.flip(-1), W.V.flip(-1)
     of_B = Inverse(V, S, U)
-    is_square = W.shape[-2] == W.shape[-1]
-    return {"A": of_B if is_square else Inverse(U, S, V), "B": of_B}
+    return {"A": of_B if W.is_square else Inverse(U, S, V), "B": of_B}
 
 
 def shares(coefficients: Tensor, r: int, k: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def shares(coefficients: Tensor, r: int, k: int) -> tuple[Tensor, Tensor]:
     which gives each of the r directions the same weight.
     """
     energy = coefficients[..., :k, :].square().sum(dim=(-2, -1))
-    basis = subspace.left_basis(coefficients, r)
+    basis = subspace.compared_basis(coefficients, r, r)
     inside = basis[..., :k, :].square().sum(dim=(-2, -1)) / min(k, r)
     return energy / coefficients.square().sum(dim=(-2, -1)), inside
 
@@ -144,6 +144,16 @@ def spectra(stacks: list[tuple[Stack, dict[str, Inverse]]], settings: Settings) 
     )
 
 
+def joined(spectra: list[Spectra]) -> Spectra:
+    """Those of several stacks in one, so that no two stacks' inverses are needed at once."""
+    return Spectra(
+        *(
+            pd.concat([getattr(one, field.name) for one in spectra], ignore_index=True)
+            for field in fields(Spectra)
+        )
+    )
+
+
 def _add_directions(rows: list[list], module: str, matrix: str, inverse: Inverse) -> None:
     n, m = inverse.left.shape[-2:]
     for k in (k for k in COUNTS if k <= m):
@@ -161,7 +171,7 @@ def _along(
     for k in (k for k in (0, *COUNTS) if k <= inverse.sigma.shape[-1] - r):
         inside = shares(coefficients, r, k) if k else torch.zeros(2, len(X), 1)
         energy, space = (share.mean(dim=-1, keepdim=True) for share in inside)
-        U = inverse.basis(truncated(coefficients, k), max(i, j))
+        U = inverse.basis(truncated(coefficients, k), i, j)
         means = subspace.means_of_pairs(subspace.phi_map(U, U, i, j))
         numbers = torch.cat([energy, space, means], dim=-1).tolist()
         for name, row in zip(names, numbers, strict=True):

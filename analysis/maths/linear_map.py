@@ -19,6 +19,7 @@ of twelve), and the share explained is phi between the spans of M_l T and X_l (i
 and r / d by chance.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.maths.layers import in_each_layer, parts
 from analysis.study.names import REFERENCE
 from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
@@ -51,77 +53,128 @@ class LinearMap:
     chance: dict[tuple[str, str], float]
 
 
-def left_out(M: Tensor, X: Tensor) -> Tensor:
+def left_out(M: Tensor | None, X: Tensor) -> Tensor:
     """phi (n, L) of each layer with the map fitted without its fold: the second of `explained`, without the others."""
-    return _left_out(_Problem.of(M, X))[0]
+    shared = _Shared.of(M, X.shape[1])
+    found = torch.empty(X.shape[:2], dtype=torch.float64)
+    for x, phi in zip(parts(X), parts(found), strict=True):
+        sets = _Sets.of(shared, x)
+        for fold, U in _spans_left_out(shared, sets):
+            phi[:, fold] = subspace.phi(U, sets.Q[:, fold], X.shape[-1], X.shape[-1])
+    return found
 
 
-def explained(M: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def explained(M: Tensor | None, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fits one map over all layers, and one without each layer's fold; see above.
 
-    M (L, d, p) and X (n, L, d, r) for n runs, L at least 2, any float type. Returns float64 (n, L)
-    each: phi of the fit on all layers, phi of the layer left out, and the share of that layer's
+    M (L, d, p), None for the identity in all layers, and X (n, L, d, r) for n runs, L at least 2, any float type. Returns
+    float64 (n, L) each: phi of the fit on all layers, phi of the layer left out, and the share of that layer's
     ||X_l||^2 in the span of M_l T. NaN where an X_l has rank below r.
     """
-    problem, r = _Problem.of(M, X), X.shape[-1]
-    everywhere = _yielded(problem.M, _best_map(problem.grams.sum(dim=0), problem.inside))
-    return subspace.phi(everywhere, problem.Q, r, r), *_left_out(problem)
+    shared, r = _Shared.of(M, X.shape[1]), X.shape[-1]
+    fitted, left, energy = torch.empty(3, *X.shape[:2], dtype=torch.float64)
+    for x, *rows in zip(parts(X), parts(fitted), parts(left), parts(energy), strict=True):
+        sets = _Sets.of(shared, x)
+        U = _yielded(shared.M, _best_map(shared.of_all, sets.inside))
+        rows[0][:] = subspace.phi(U, sets.Q, r, r)
+        for fold, U in _spans_left_out(shared, sets):
+            y = x[:, fold].double()
+            rows[1][:, fold] = subspace.phi(U, sets.Q[:, fold], r, r)
+            rows[2][:, fold] = _energy(U.mT @ y) / _energy(y)
+    return fitted, left, energy
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """M (L, d, p) of norm one and their M_l' M_l; X (n, L, d, r), bases Q of its spans, and M_l' Q_l."""
+class _Shared:
+    """What all sets of X have in common.
 
-    M: Tensor
-    grams: Tensor
-    X: Tensor
+    M (L, d, p) and its norms (L,), by which each M_l is to be divided; folds (F, L), the layers left out together; the
+    Cholesky factors (p, p) of sum M_l' M_l over all layers and (F, p, p) over those outside each fold. Without an M, one
+    span for all layers is asked for, and M_l = 1 needs no products and no solutions.
+    """
+
+    M: Tensor | None
+    norms: Tensor | None
+    folds: Tensor
+    of_all: Tensor | None
+    of_others: Tensor | None
+
+    @classmethod
+    def of(cls, M: Tensor | None, L: int) -> "_Shared":
+        folds = torch.arange(L) % FOLDS == torch.arange(min(L, FOLDS))[:, None]
+        if M is None:
+            return cls(None, None, folds, None, None)
+        M = M.double()
+        norms = torch.linalg.matrix_norm(M)
+        scaled = ((M[fold] / norms[fold, None, None]).flatten(0, 1) for fold in folds)
+        grams = torch.stack([rows.mT @ rows for rows in scaled])
+        whole = grams.sum(dim=0)
+        return cls(M, norms, folds, _factor(whole), _factor(whole - grams))
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Bases Q (n, L, d, r) of the spans of X, and M_l' Q_l (n, L, p, r) for each M_l of norm one."""
+
     Q: Tensor
     inside: Tensor
 
     @classmethod
-    def of(cls, M: Tensor, X: Tensor) -> "_Problem":
-        is_one_matrix = M.stride(0) == 0  # the same in all layers, expanded
-        M = M.double() / torch.linalg.matrix_norm(M.double())[:, None, None]
-        grams = (M[:1].mT @ M[:1]).expand(len(M), -1, -1) if is_one_matrix else M.mT @ M
-        Q = subspace.span_basis(X)
+    def of(cls, shared: _Shared, X: Tensor) -> "_Sets":
+        Q = inside = subspace.span_basis(X)
+        if shared.M is not None:
+            inside = in_each_layer(shared.M.mT, Q) / shared.norms[:, None, None]
         # An undefined Q_l is left out of the fits, and phi with it stays undefined.
-        return cls(M, grams, X, Q, subspace.in_each_layer(M.mT, Q).nan_to_num())
+        return cls(Q, inside.nan_to_num())
 
 
-def _left_out(problem: _Problem) -> tuple[Tensor, Tensor]:
-    """phi and share of energy (n, L) of each layer, with the map fitted without its fold."""
-    M, X, Q, r, L = problem.M, problem.X, problem.Q, problem.Q.shape[-1], len(problem.M)
-    whole = problem.grams.sum(dim=0)
-    found, energy = torch.empty(2, len(X), L, dtype=torch.float64)
-    for fold in torch.arange(L) % FOLDS == torch.arange(min(L, FOLDS))[:, None]:
-        gram = whole - problem.grams[fold].sum(dim=0)
-        U = _yielded(M[fold], _best_map(gram, problem.inside[:, ~fold]))
-        x = X[:, fold].double()
-        found[:, fold] = subspace.phi(U, Q[:, fold], r, r)
-        energy[:, fold] = (U.mT @ x).square().sum(dim=(-2, -1)) / x.square().sum(dim=(-2, -1))
-    return found, energy
+def _factor(gram: Tensor) -> Tensor:
+    """C (..., p, p), lower triangular, with C C' = gram."""
+    size = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
+    return torch.linalg.cholesky(gram + RIDGE * size * torch.eye(gram.shape[-1]))
 
 
-def _yielded(M: Tensor, T: Tensor) -> Tensor:
-    """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p)."""
+def _energy(X: Tensor) -> Tensor:
+    return X.square().sum(dim=(-2, -1))
+
+
+def _spans_left_out(shared: _Shared, sets: _Sets) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each fold, and what the map fitted without it yields there (n, layers of the fold, d, r)."""
+    for number, fold in enumerate(shared.folds):
+        C = None if shared.M is None else shared.of_others[number]
+        M = None if shared.M is None else shared.M[fold]
+        yield fold, _yielded(M, _best_map(C, sets.inside[:, ~fold]))
+
+
+def _yielded(M: Tensor | None, T: Tensor) -> Tensor:
+    """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p); of T (n, 1, p, r) without M."""
+    if M is None:
+        return subspace.span_basis(T)[:, None]
     each = T[:, None].expand(-1, len(M), -1, -1)
-    return subspace.span_basis(subspace.in_each_layer(M, each))
+    return subspace.span_basis(in_each_layer(M, each))
 
 
-def _best_map(gram: Tensor, inside: Tensor) -> Tensor:
-    """T (n, p, r) for gram = sum M_l' M_l (p, p) and inside = M_l' Q_l (n, L, p, r).
+def _best_map(C: Tensor | None, inside: Tensor) -> Tensor:
+    """T (n, p, r) for C C' = sum M_l' M_l (p, p) and inside = M_l' Q_l (n, L, p, r).
 
-    With gram = C C', T = C'^-1 times the r leading left singular vectors of C^-1 [M_l' Q_l]_l.
+    T = C'^-1 times the r leading left singular vectors of C^-1 [M_l' Q_l]_l; without C, where all M_l = 1, these vectors.
     """
     n, L, p, r = inside.shape
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(p, dtype=gram.dtype)
-    C = torch.linalg.cholesky(gram + ridge)
+    if C is None:
+        return _leading(inside.movedim(1, 2).flatten(-2), r)
     columns = inside.permute(2, 0, 1, 3).reshape(p, n * L * r)
     Y = torch.linalg.solve_triangular(C, columns, upper=False).reshape(p, n, L * r).movedim(1, 0)
-    # Its right singular vectors come from the small matrix Y'Y, whose largest eigenvalue is last.
-    U = Y @ torch.linalg.eigh(Y.mT @ Y).eigenvectors[..., -r:].flip(-1)
+    U = _leading(Y, r)
     T = torch.linalg.solve_triangular(C.mT, U.movedim(0, 1).reshape(p, n * r), upper=True)
     return T.reshape(p, n, r).movedim(1, 0)
+
+
+def _leading(Y: Tensor, r: int) -> Tensor:
+    """The r leading left singular vectors of Y (n, p, m), each times its singular value: (n, p, r).
+
+    Its right singular vectors come from the small matrix Y'Y, whose largest eigenvalue is last.
+    """
+    return Y @ torch.linalg.eigh(Y.mT @ Y).eigenvectors[..., -r:].flip(-1)
 
 
 def linear_maps(stacks: list[Stack], settings: Settings) -> LinearMap:
@@ -133,8 +186,7 @@ def linear_maps(stacks: list[Stack], settings: Settings) -> LinearMap:
             n, r = len(X), X.shape[-1]
             chance[stack.module, form] = subspace.expected_random_phi(r, r, X.shape[-2])
             runs = [(cell.task, f"seed {cell.seed}") for cell in stack.cells]
-            identity = torch.eye(X.shape[-2]).expand(len(stack.layers), -1, -1)
-            shared = (SHARED, runs, _means(identity, X))
+            shared = (SHARED, runs, _means(None, X))
             if M is None:
                 rows += _rows(stack.module, form, [shared])
                 continue
@@ -175,5 +227,5 @@ def _problems(stack: Stack) -> list[tuple[str, Tensor | None, Tensor]]:
     return forms
 
 
-def _means(M: Tensor, X: Tensor) -> Tensor:
+def _means(M: Tensor | None, X: Tensor) -> Tensor:
     return torch.stack(explained(M, X), dim=-1).mean(dim=1)

@@ -7,12 +7,12 @@ Gaussian matrix for all layers, E_l Gaussian noise of each layer, and rho the sh
 the one map explains. rho = 1 is the paper's hypothesis, rho = 0 is Gaussian A and B.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from analysis.maths import subspace
+from analysis.maths.decomposition import Decomposed
+from analysis.maths.layers import in_each_layer, turned
 from analysis.maths.linear_map import left_out
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a multiple of the mean squared singular value of W0
@@ -30,49 +30,13 @@ def planted(M: Tensor, rho: float, r: int, draws: int, generator: torch.Generato
     if not 1 <= r <= min(d, p):
         raise ValueError(f"rank {r} is above the smaller side of weights of {d} x {p}")
     theta = subspace.gaussian((draws, 1, p, r), generator).expand(-1, L, -1, -1)
-    mapped = _unit(subspace.in_each_layer(M, theta))
+    mapped = _unit(in_each_layer(M, theta))
     noise = _unit(subspace.gaussian((draws, L, d, r), generator))
     return rho**0.5 * mapped + (1 - rho) ** 0.5 * noise
 
 
 def _unit(X: Tensor) -> Tensor:
     return X / torch.linalg.matrix_norm(X, keepdim=True)
-
-
-@dataclass(frozen=True)
-class Decomposed:
-    """W0 of L layers as U diag(sigma) V'; U (L, d, m), sigma (L, m) descending, V (L, p, m); float64."""
-
-    M: Tensor
-    U: Tensor
-    sigma: Tensor
-    V: Tensor
-
-    @property
-    def is_square(self) -> bool:
-        return self.M.shape[-2] == self.M.shape[-1]
-
-    def transposed(self) -> "Decomposed":
-        """The same of W0'."""
-        return Decomposed(self.M.mT, self.V, self.sigma, self.U)
-
-
-def decompose(M: Tensor, layers: list[int] | None = None) -> Decomposed:
-    """The singular value decompositions of M (L, d, p), any float type.
-
-    Raises subspace.NotInvertible for weights that are not finite or singular to working precision.
-    """
-    M = M.double()
-    names = layers or list(range(1, len(M) + 1))
-    broken = [n for n, W in zip(names, M, strict=True) if not W.isfinite().all()]
-    if broken:
-        raise subspace.NotInvertible(f"W0 of layer {broken[0]} is not finite")
-    U, sigma, Vh = torch.linalg.svd(M, full_matrices=False)
-    limit = sigma[:, 0] * max(M.shape[-2:]) * torch.finfo(sigma.dtype).eps
-    singular = [n for n, bad in zip(names, sigma[:, -1] <= limit, strict=True) if bad]
-    if singular:
-        raise subspace.NotInvertible(f"W0 of layer {singular[0]} is singular to working precision")
-    return Decomposed(M, U, sigma, Vh.mT)
 
 
 def statistics(W: Decomposed, X: Tensor) -> dict[str, Tensor]:
@@ -93,26 +57,28 @@ def similarities(W: Decomposed, X: Tensor) -> dict[str, Tensor]:
     lambda = c mean(sigma^2).
     """
     r, m = X.shape[-1], W.sigma.shape[-1]
-    inside = subspace.in_each_layer(W.U.mT, X)  # U' X
+    inside = in_each_layer(W.U.mT, X)  # U' X
     through = inside / W.sigma[..., None]
-    found = dict(zip(("phi_all", "phi_deep", "phi_shallow"), _phi(W.V, through), strict=True))
+    found = dict(
+        zip(("phi_all", "phi_deep", "phi_shallow"), _phi(W.right_frames, through), strict=True)
+    )
     if W.is_square:
-        transposed = subspace.in_each_layer(W.V.mT, X) / W.sigma[..., None]
-        found["transposed"] = _phi(W.U, transposed)[0]
-    found["flat"] = _phi(W.V, inside)[0]
+        transposed = in_each_layer(W.V.mT, X) / W.sigma[..., None]
+        found["transposed"] = _phi(W.left_frames, transposed)[0]
+    found["flat"] = _phi(W.right_frames, inside)[0]
     if m - 4 * r >= r:
         kept = through.clone()
         kept[..., m - 4 * r :, :] = 0
-        found["truncated"] = _phi(W.V, kept)[0]
+        found["truncated"] = _phi(W.right_frames, kept)[0]
     for c in RIDGES:
         penalty = c * W.sigma.square().mean(dim=-1, keepdim=True)
         shrunk = (W.sigma / (W.sigma.square() + penalty))[..., None] * inside
-        found[f"ridge_{c:g}"] = _phi(W.V, shrunk)[0]
+        found[f"ridge_{c:g}"] = _phi(W.right_frames, shrunk)[0]
     return found
 
 
-def _phi(directions: Tensor, coefficients: Tensor) -> Tensor:
-    """Means of phi over all pairs, the deep half and the shallow half (3, n), of directions @ coefficients."""
+def _phi(frames: Tensor, coefficients: Tensor) -> Tensor:
+    """Means of phi over all pairs, the deep half and the shallow half (3, n), of frames @ coefficients."""
     r = coefficients.shape[-1]
-    U = subspace.in_each_layer(directions, subspace.span_basis(coefficients))
+    U = turned(frames, subspace.span_basis(coefficients))
     return subspace.means_of_pairs(subspace.phi_map(U, U, r, r)).movedim(-1, 0)

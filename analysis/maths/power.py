@@ -7,9 +7,11 @@ import torch
 from omegaconf import DictConfig
 
 from analysis.maths import subspace
+from analysis.maths.decomposition import Decomposed
 from analysis.maths.inverse_null import expected_phi
+from analysis.maths.layers import in_each_layer, turned
 from analysis.maths.linear_map import left_out
-from analysis.maths.planted import LEFT_OUT, Decomposed, planted, similarities
+from analysis.maths.planted import LEFT_OUT, planted, similarities
 from condlora.errors import UserError
 
 
@@ -42,16 +44,17 @@ def measure(weights: dict[str, Decomposed], cfg: DictConfig, layers: dict[str, l
         generator = torch.Generator().manual_seed(cfg.seed)
         expected[module] = expected_phi(W.V, W.sigma, cfg.r).numpy()
         X = subspace.gaussian((cfg.draws, len(W.M), W.M.shape[-2], cfg.r), generator)
-        through = subspace.in_each_layer(W.U.mT, X) / W.sigma[..., None]
-        basis = subspace.in_each_layer(W.V, subspace.span_basis(through))
+        through = in_each_layer(W.U.mT, X) / W.sigma[..., None]
+        basis = turned(W.right_frames, subspace.span_basis(through))
         drawn[module] = subspace.phi_map(basis, basis, cfg.r, cfg.r).mean(dim=0).numpy()
-        for form, M in (("W", W), ("W'", W.transposed())):
-            worlds = [planted(M.M, rho, cfg.r, cfg.draws, generator) for rho in cfg.rho]
-            rows = [similarities(M, X) for X in worlds]
+        for form, side in (("W", W), ("W'", W.transposed())):
+            M = side.M.double()
+            # All shares at once: they have the factorisations of W0 in common.
+            worlds = torch.cat([planted(M, rho, cfg.r, cfg.draws, generator) for rho in cfg.rho])
+            rows = [similarities(side, X) for X in worlds.split(cfg.draws)]
             for name in rows[0]:
                 response[module, form, name] = np.stack([row[name].numpy() for row in rows])
-            # All shares at once: they have the Gram matrices and factorisations of W0 in common.
-            shares = left_out(M.M, torch.cat(worlds)).mean(dim=-1)
+            shares = left_out(M, worlds).mean(dim=-1)
             response[module, form, LEFT_OUT] = shares.unflatten(0, (-1, cfg.draws)).numpy()
     widths = {module: W.V.shape[-2] for module, W in weights.items()}
     rho = np.array(list(cfg.rho), dtype=float)

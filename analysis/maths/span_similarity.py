@@ -21,7 +21,7 @@ from analysis.study.selection import Settings
 from analysis.study.stacks import Stack
 
 DRAWS = 999  # the smallest p value of one run is then .001
-CHUNK = 111  # worlds drawn at a time: 12 x 768 x 8 numbers of each are 66 MB together
+CHUNK = 27  # worlds drawn at a time: 12 x 768 x 8 numbers of each are 16 MB together
 
 
 @dataclass(frozen=True)

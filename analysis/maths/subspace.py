@@ -1,14 +1,16 @@
 """The mathematics of the paper's Figure 1 and Table 3: pure functions on stacks of matrices.
 
-Every function takes tensors of any floating type, computes in float64 and works on all leading
-dimensions (runs, draws, layers) in one call. Equation numbers are those of Kim et al., arXiv
+Every function takes tensors of any floating type, computes in float64 (phi of float32 bases in float32) and works
+on all leading dimensions (runs, draws, layers) in one call. Equation numbers are those of Kim et al., arXiv
 2403.14946; W is the torch weight (out, in) of a frozen projection, A is (r, in), B is (out, r).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from analysis.maths.layers import as_columns, from_columns, parts
 
 
 class NotInvertible(ValueError):
@@ -33,17 +35,31 @@ def span_basis(X: Tensor) -> Tensor:
     """An orthonormal basis of the column span of X (..., d, m), float64; NaN where the columns are dependent.
 
     For phi with i = j = m, which depends on the span alone. By Cholesky's QR, repeated once so that the columns are
-    orthonormal to working precision: many times faster than `left_basis` on stacks of tall matrices.
+    orthonormal to working precision: many times faster than `left_basis` on stacks of tall matrices. It fails where the
+    columns are nearly dependent, and `left_basis` decides there.
     """
-    X = X.double()
-    X = X / torch.linalg.vector_norm(X, dim=-2, keepdim=True)
+    Q = X.double()
+    failed = torch.zeros(X.shape[:-2], dtype=torch.bool)
     for _ in range(2):
-        R, info = torch.linalg.cholesky_ex(X.mT @ X)
-        inverse = torch.linalg.inv_ex(
-            R
-        ).inverse.mT  # of m x m: one product is faster than d solutions
-        X = X @ torch.where((info == 0)[..., None, None], inverse, torch.nan)
-    return X
+        gram = Q.mT @ Q
+        scale = gram.diagonal(dim1=-2, dim2=-1).rsqrt()  # columns may differ in size by far
+        R, info = torch.linalg.cholesky_ex(scale[..., None] * gram * scale[..., None, :])
+        failed |= info != 0
+        # Of m x m: one product is faster than d solutions.
+        Q = Q @ (scale[..., None] * torch.linalg.inv_ex(R).inverse.mT)
+    if failed.any():
+        Q[failed] = left_basis(X[failed], X.shape[-1])
+    return Q
+
+
+def compared_basis(X: Tensor, i: int, j: int) -> Tensor:
+    """Of X (..., d, m) the orthonormal columns that phi takes with i and j; float64 (..., d, max(i, j)).
+
+    Its leading left singular vectors; where i = j = m, any basis of the span, which is faster.
+    """
+    if i == j == X.shape[-1]:
+        return span_basis(X)
+    return left_basis(X, max(i, j))
 
 
 def right_basis(X: Tensor, k: int) -> Tensor:
@@ -85,7 +101,7 @@ def phi_map(U_X: Tensor, U_Y: Tensor, i: int, j: int) -> Tensor:
     _check_columns(U_X, U_Y, i, j)
     rows = U_X[..., :i].mT.flatten(-3, -2)  # (..., L i, d)
     columns = U_Y[..., :j].mT.flatten(-3, -2)  # (..., M j, d)
-    squares = (rows @ columns.mT).square()
+    squares = (rows @ columns.mT).double().square()
     squares = squares.unflatten(-2, (-1, i)).unflatten(-1, (-1, j))  # (..., L, i, M, j)
     return squares.sum(dim=(-3, -1)) / min(i, j)
 
@@ -114,47 +130,33 @@ def conversion_matrices(
     layers = layers or range(1, len(W) + 1)
     if W.shape[-2] != W.shape[-1]:
         return _least_squares(W.mT, A.mT, layers), _least_squares(W, B, layers)
+    solve = solver(W, layers)
+    return solve(A.mT), solve(B)
+
+
+def solver(W: Tensor, layers: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """What makes W^-1 X (..., L, d, r), float64, of X; the square W (L, d, d) is factorised once. Raises NotInvertible."""
     # Layer by layer: with several threads, MKL's own within torch's over a batch fail on 12 x 768 x 768.
-    LU, pivots, info = map(
-        torch.stack, zip(*map(torch.linalg.lu_factor_ex, W.double()), strict=True)
-    )
+    factorised = zip(*map(torch.linalg.lu_factor_ex, W.double()), strict=True)
+    LU, pivots, info = map(torch.stack, factorised)
     _check_invertible(LU, info, layers)
-    columns = _as_columns(torch.cat([A.double().mT, B.double()], dim=-1))
-    r = A.shape[-2]
-    solved = _from_columns(
-        torch.stack(list(map(torch.linalg.lu_solve, LU, pivots, columns))), A.shape[:-3], 2 * r
-    )
-    return solved[..., :r], solved[..., r:]
+
+    def solve(X: Tensor) -> Tensor:
+        columns = as_columns(X.double())
+        solved = torch.stack(list(map(torch.linalg.lu_solve, LU, pivots, columns)))
+        return from_columns(solved, X.shape[:-3], X.shape[-1])
+
+    return solve
 
 
 def _least_squares(W: Tensor, X: Tensor, layers: Sequence[int]) -> Tensor:
     """The solution of smallest norm of W Y = X; W (L, n, m), X (..., L, n, r), Y (..., L, m, r)."""
-    columns = _as_columns(X.double())
+    columns = as_columns(X.double())
     _raise_not_invertible(~W.isfinite().all(dim=-1).all(dim=-1), layers)
     # Pivoted QR: it finds the rank at the cost of a factorisation.
     found = torch.linalg.lstsq(W.double(), columns, driver="gelsy")
     _raise_not_invertible(found.rank < min(W.shape[-2:]), layers)
-    return _from_columns(found.solution, X.shape[:-3], X.shape[-1])
-
-
-def in_each_layer(M: Tensor, X: Tensor) -> Tensor:
-    """M X with each layer's M (L, n, d) on that layer's X (..., L, d, r); float64 (..., L, n, r).
-
-    One product per layer for all runs: broadcasting would copy M for each of them.
-    """
-    return _from_columns(M.double() @ _as_columns(X.double()), X.shape[:-3], X.shape[-1])
-
-
-def _as_columns(X: Tensor) -> Tensor:
-    """(..., L, n, r) as (L, n, columns): the right-hand sides of all runs side by side."""
-    L, n, r = X.shape[-3:]
-    return X.reshape(-1, L, n, r).permute(1, 2, 0, 3).reshape(L, n, -1)
-
-
-def _from_columns(columns: Tensor, lead: Sequence[int], r: int) -> Tensor:
-    """Undoes `_as_columns`: (L, n, columns) as (*lead, L, n, r)."""
-    L, n = columns.shape[:2]
-    return columns.reshape(L, n, -1, r).permute(2, 0, 1, 3).reshape(*lead, L, n, r)
+    return from_columns(found.solution, X.shape[:-3], X.shape[-1])
 
 
 def conversion_maps(
@@ -241,9 +243,13 @@ def random_phi(
 
     shape (..., d, m) of the matrices compared; returns float64 (draws, ...).
     """
-    k = max(i, j)
-    X, Y = (left_basis(gaussian((draws, *shape), generator), k) for _ in range(2))
-    return phi(X, Y, i, j)
+    X, Y = (parts(gaussian((draws, *shape), generator)) for _ in range(2))
+    return torch.cat(
+        [
+            phi(compared_basis(x, i, j), compared_basis(y, i, j), i, j)
+            for x, y in zip(X, Y, strict=True)
+        ]
+    )
 
 
 def expected_random_phi(i: int, j: int, d: int) -> float:

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from transformers.pytorch_utils import Conv1D
 
-from analysis.maths.planted import Decomposed, decompose
+from analysis.maths.decomposition import Decomposed, decompose
 from analysis.maths.subspace import NotInvertible
 from analysis.study.stacks import Stack
 from condlora.errors import UserError

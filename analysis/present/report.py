@@ -6,7 +6,6 @@ give the same bytes: the only dates are those of the runs and of the rules.
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,9 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.maths.amplification import amplify
-from analysis.maths.conversion_controls import controls
-from analysis.maths.explained_share import explained_shares
-from analysis.maths.lora_subspace import compare as compare_subspaces
-from analysis.maths.magnitude_direction import magnitude_and_direction, of_changed_weights
-from analysis.maths.positions import locate
-from analysis.maths.span_similarity import spans
+from analysis.maths.magnitude_direction import of_changed_weights
+from analysis.maths.span_similarity import SpanSimilarity
+from analysis.maths.together import analyses, together
 from analysis.present import (
     adapter_similarity,
     amplification,
@@ -103,27 +98,28 @@ def build(
     """
     thresholds, stated = load_rules(margin_points)
     stacks = load_stacks(with_adapters(study.done))
-    findings = collect(study, stacks, thresholds)
-    evidence, ranks = _evidence(study, stacks, findings)
+    matrices = together(analyses(stacks, study.settings))
+    findings = collect(study, matrices, thresholds)
+    evidence, ranks = _evidence(study, stacks, findings, matrices)
     found = evaluate(findings, thresholds, stated)
     claims.write(found, study.folder / "claims.json")
-    figures, settings = study.folder / "figures", study.settings
+    figures = study.folder / "figures"
     tests = equivalence.table(findings.differences, thresholds)
     all_claims = [claims.table(found), claims.table_of_parts(found)]
     sections = [
         glue_scores.section(findings.scores, tests, thresholds.margin_points, figures),
         pooled.section(study.done, list(versions), thresholds),
         conversion_similarity.section(findings.conversion, figures),
-        conversion_controls.section(controls(stacks, settings), thresholds, figures),
+        conversion_controls.section(matrices["controls"], thresholds, figures),
         linear_map.section(findings.linear_map, thresholds),
-        explained_share.section(explained_shares(stacks, settings), thresholds.confidence, figures),
-        _of_spans(study, stacks),
+        explained_share.section(matrices["shares"], thresholds.confidence, figures),
+        _of_spans(study, matrices["spans"]),
         adapter_similarity.section(findings.adapters),
         efficiency.section(findings.costs),
         frontier.section(study.done, thresholds.confidence, figures),
         freedom.section(study, thresholds.confidence),
         which_weights.section(study.done),
-        *_of_matrices(study, stacks, evidence, ranks),
+        *_of_matrices(study, matrices, evidence, ranks),
         ledger.section(evidence, thresholds),
         Section("What needs adapters", [missing_adapters(study.done)], [], []),
         hyperparameters.section(study.done),
@@ -191,34 +187,32 @@ def _frontier(study: Study, thresholds: Thresholds) -> pd.DataFrame | None:
         return None
 
 
-def _of_spans(study: Study, stacks: list[Stack]) -> Section:
-    found = spans(stacks, study.settings)
+def _of_spans(study: Study, found: SpanSimilarity) -> Section:
     tests = span_tests(found, study.settings.baseline_seed)
     return span_similarity.section(found, tests, study.folder / "figures")
 
 
 def _evidence(
-    study: Study, stacks: list[Stack], findings: Findings
+    study: Study, stacks: list[Stack], findings: Findings, matrices: dict[str, Any]
 ) -> tuple[Evidence, RankStudy | None]:
     """What the claims of other papers rest on, and everything over ranks; without matrices the scores alone."""
-    settings = study.settings
-    ranks = by_rank(study.done, stacks, settings) if any(map(has_rank, study.done)) else None
-    found = Evidence(findings.scores, findings.gains, ranks.runs if ranks else None)
-    if stacks:
-        found = replace(
-            found,
-            subspaces=compare_subspaces(stacks, settings),
-            amplification=amplify(stacks, settings),
-        )
-    directions = [magnitude_and_direction(stacks), of_changed_weights(with_adapters(study.done))]
+    has_ranks = any(map(has_rank, study.done))
+    ranks = by_rank(study.done, stacks, study.settings) if has_ranks else None
+    directions = [matrices["directions"], of_changed_weights(with_adapters(study.done))]
     directions = [one for one in directions if len(one)]
-    if directions:
-        found = replace(found, directions=pd.concat(directions, ignore_index=True))
+    found = Evidence(
+        findings.scores,
+        findings.gains,
+        ranks.runs if ranks else None,
+        subspaces=matrices.get("subspaces"),
+        amplification=matrices.get("amplification"),
+        directions=pd.concat(directions, ignore_index=True) if directions else None,
+    )
     return found, ranks
 
 
 def _of_matrices(
-    study: Study, stacks: list[Stack], evidence: Evidence, ranks: RankStudy | None
+    study: Study, matrices: dict[str, Any], evidence: Evidence, ranks: RankStudy | None
 ) -> list[Section]:
     """What there is to say only where a method's update is one B A a layer; without matrices the scores over ranks."""
     figures = study.folder / "figures"
@@ -226,14 +220,14 @@ def _of_matrices(
     directions = []
     if evidence.directions is not None:
         directions = [magnitude_direction.section(evidence.directions)]
-    if not stacks:
+    if "positions" not in matrices:
         return [*directions, *over_ranks]
     return [
         lora_subspace.section(evidence.subspaces, figures),
         amplification.section(evidence.amplification, figures),
         *directions,
         *over_ranks,
-        positions.section(locate(stacks, study.settings), figures),
+        positions.section(matrices["positions"], figures),
     ]
 
 

@@ -1,10 +1,10 @@
 """Evaluates the claims of results/paper/claims.yaml on the finished runs of a study."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.maths import adapter_similarity, conversion_similarity, linear_map
 from analysis.stats import equivalence
 from analysis.stats.evidence import COMPUTATIONS, Findings
 from analysis.stats.formatting import UNDEFINED, interval, number
@@ -23,8 +23,8 @@ from analysis.study.examples import load_examples
 from analysis.study.plateau import reference_gains
 from analysis.study.scores import scores
 from analysis.study.selection import Study
-from analysis.study.stacks import Stack
 
+MATRICES = ("linear_map", "conversion", "adapters")  # the analyses of matrices that claims rest on
 MOST_NAMED = 8  # parts named one by one; more are counted, and all are in the table of parts
 KINDS = {  # in the order of a report
     "paper": "claim of the paper",
@@ -74,8 +74,11 @@ class Claim:
         return f"{text}; n = {self.n} {self.unit}"
 
 
-def collect(study: Study, stacks: list[Stack], thresholds: Thresholds) -> Findings:
-    """Computes the findings that the claims rest on; `stacks` are the matrices of the study's finished cells."""
+def collect(study: Study, matrices: Mapping[str, Any], thresholds: Thresholds) -> Findings:
+    """Computes the findings that the claims rest on.
+
+    matrices: the results of MATRICES for the study's finished cells, see `analysis.maths.together`.
+    """
     runs = scores(study.done)
     return Findings(
         scores=runs,
@@ -86,9 +89,7 @@ def collect(study: Study, stacks: list[Stack], thresholds: Thresholds) -> Findin
             seed=study.settings.baseline_seed,
         ),
         costs=costs(study.done),
-        conversion=conversion_similarity.figure1(stacks, study.settings),
-        adapters=adapter_similarity.compare(stacks, study.settings),
-        linear_map=linear_map.linear_maps(stacks, study.settings),
+        **{name: matrices[name] for name in MATRICES},
         gains=reference_gains(study.done),
     )
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from analysis.maths import adapter_similarity, linear_map
+from analysis.maths.together import analyses, together
 from analysis.present import claims as present_claims
 from analysis.stats import claims, evidence, rules
 from analysis.stats import equivalence as stats_equivalence
@@ -48,9 +49,9 @@ def world(tmp_path, monkeypatch, settings, examples):
         monkeypatch.setattr("condlora.models.adapters.load_factors", load)
         study = Study("fake", cells, tmp_path, settings)
         thresholds, stated = load_rules(margin_points)
-        found = claims.evaluate(
-            claims.collect(study, load_stacks(study.done), thresholds), thresholds, stated
-        )
+        jobs = analyses(load_stacks(study.done), settings, claims.MATRICES)
+        findings = claims.collect(study, together(jobs), thresholds)
+        found = claims.evaluate(findings, thresholds, stated)
         return {claim.key: claim for claim in found}
 
     return evaluate

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import eigh
 
 from analysis.maths import linear_map, subspace
+from analysis.maths.layers import PART
 from analysis.maths.linear_map import GAUSSIAN, OTHER_LAYER, RANDOM, SHARED, TRAINED
 from analysis.present import linear_map as present_linear_map
 from analysis.stats.matrix_parts import linear_map_above_gaussian
@@ -51,6 +52,20 @@ def oracle(M, X):
     return fitted, *zip(
         *(phi_of_fit([n for n in layers if n != m], m) for m in layers), strict=True
     )
+
+
+def test_no_matrix_is_the_identity_in_all_layers():
+    X = gaussian(2, L, d, r, seed=1)
+    found = linear_map.explained(None, X)
+    for n in range(2):
+        for ours, theirs in zip(found, oracle([np.eye(d)] * L, X[n].numpy()), strict=True):
+            np.testing.assert_allclose(ours[n], theirs, atol=1e-7)
+
+
+def test_a_set_of_matrices_has_the_value_that_it_has_alone():
+    M, X = gaussian(L, d, d), gaussian(2 * PART + 1, L, d, r, seed=1)
+    alone = torch.cat([linear_map.left_out(M, x[None]) for x in X])
+    torch.testing.assert_close(linear_map.left_out(M, X), alone)
 
 
 @pytest.mark.parametrize("shape", [(L, d, d), (L, d, 25)])

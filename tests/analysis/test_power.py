@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from analysis.maths import subspace
+from analysis.maths.decomposition import decompose
 from analysis.maths.inverse_null import expected_phi, occupancies
-from analysis.maths.planted import LEFT_OUT, decompose, planted, statistics
+from analysis.maths.layers import in_each_layer
+from analysis.maths.planted import LEFT_OUT, planted, statistics
 from analysis.stats.power import planted_share, power, smallest_detected
 
 L, D, R = 6, 32, 2
@@ -29,8 +31,8 @@ def weights():
 
 def gaussian_maps(W, draws, seed=1):
     X = subspace.gaussian((draws, L, D, R), generator(seed))
-    through = subspace.in_each_layer(W.U.mT, X) / W.sigma[..., None]
-    U = subspace.in_each_layer(W.V, subspace.left_basis(through, R))
+    through = in_each_layer(W.U.mT, X) / W.sigma[..., None]
+    U = in_each_layer(W.V, subspace.left_basis(through, R))
     return subspace.phi_map(U, U, R, R)
 
 
