@@ -88,14 +88,14 @@ def with_values(cfg: DictConfig, choices: Words, values: list[Override]) -> Dict
     return cfg
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 def composed(config: str | None, overrides: Words) -> DictConfig:
     """What Hydra composes, with its own settings. Not to be changed: the next call returns the same object."""
     with composing():
         return compose(config, list(overrides), return_hydra_config=True)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 def _composed_run(choices: Words) -> DictConfig:
     cfg = copy.deepcopy(composed("train", choices))
     with open_dict(cfg):

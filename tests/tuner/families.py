@@ -1,5 +1,8 @@
 """Tiny random models of six architectures, with what CondLoRA adapts in each."""
 
+import copy
+import functools
+import json
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +12,17 @@ from peft import get_peft_model
 from condlora import CondLoraConfig
 
 IDS = torch.arange(1, 25).reshape(3, 8)
+
+
+@functools.cache
+def _built(model, config, settings):
+    """A model, which copies are taken of, and the state of torch's generator after it was drawn."""
+    torch.manual_seed(0)
+    model = getattr(transformers, model)(getattr(transformers, config)(**json.loads(settings)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval(), torch.get_rng_state()
 
 
 @dataclass(frozen=True)
@@ -24,14 +38,10 @@ class Family:
     head: str | None = None
 
     def build(self, **settings):
-        """The same model at every call, its zeros and ones perturbed, in evaluation mode."""
-        config = getattr(transformers, self.config)(**(self.settings | settings))
-        torch.manual_seed(0)
-        model = getattr(transformers, self.model)(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return model.eval()
+        """The same model at every call, its zeros and ones perturbed, in evaluation mode, and torch's generator after it."""
+        model, generator = _built(self.model, self.config, json.dumps(self.settings | settings))
+        torch.set_rng_state(generator)
+        return copy.deepcopy(model)
 
     def inputs(self):
         is_seq2seq = self.task_type == "SEQ_2_SEQ_LM"
