@@ -210,12 +210,14 @@ def examples():
 
 @pytest.fixture(scope="module")  # no longer than that: it patches
 def study(settings, load, tmp_path_factory) -> Iterator[Study]:
-    """The grid as a study whose matrices `load` makes up, for value modules alone."""
+    """The grid as a study whose matrices `load` makes up, for value modules of four layers alone."""
+
+    def value_modules(folder: Path) -> dict[str, FakeFactors]:
+        whole = load(folder)["value"]
+        return {"value": FakeFactors(whole.W[:4], whole.A[:4], whole.B[:4], list(range(4)))}
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "condlora.models.adapters.load_factors",
-            lambda folder: {"value": load(folder)["value"]},
-        )
+        patch.setattr("condlora.models.adapters.load_factors", value_modules)
         patch.setattr("analysis.stats.claims.load_examples", planted_examples)
         patch.setattr("analysis.stats.claims.reference_gains", at_plateau)
         yield Study("fake", make_grid(), tmp_path_factory.mktemp("results") / "fake", settings)
