@@ -68,7 +68,8 @@ def test_the_committed_references_are_read():
 
 @pytest.mark.slow  # two whole reports
 def test_a_report_says_whether_it_agrees_with_the_reference(study, tmp_path):
-    first = replace(study, folder=tmp_path / "first")
+    cells = [cell for cell in study.cells if cell.task in ("cola", "rte")]
+    first = replace(study, folder=tmp_path / "first", cells=cells)
     present_report.build(first)
     claims = json.loads((first.folder / "claims.json").read_text())
     claims[0]["verdict"] = "another"
@@ -76,9 +77,9 @@ def test_a_report_says_whether_it_agrees_with_the_reference(study, tmp_path):
     table = pd.read_csv(first.folder / "tables/table2.csv")
     table.loc[(table.task == "rte") & (table.adapter == "lora"), "score_points"] -= 30
     table.to_csv(first.folder / "tables/table2.csv", index=False)
-    page = present_report.build(replace(study, folder=tmp_path / "second"), None, first.folder)
+    page = present_report.build(replace(first, folder=tmp_path / "second"), None, first.folder)
     text = page.read_text(encoding="utf-8")
-    assert "15 of 16 scores are within seed spread" in text
+    assert "3 of 4 scores are within seed spread" in text
     assert f"{len(claims) - 1} of {len(claims)} verdicts are the same" in text
     found = pd.read_csv(tmp_path / "second/tables/reference_verdicts.csv")
     assert found[~found.same].claim.tolist() == [claims[0]["key"]]

@@ -13,12 +13,14 @@ from condlora.errors import ConfigError
 from condlora.grid import preflight
 from condlora.runs.lease import Claim
 from condlora.runs.record import read_record
+from condlora.search.run import search
 from condlora.training import distributed
 from condlora.training import run as finetune
-from tests.tasks import FEW_ROWS, ROOT
+from tests.search.conftest import settings
+from tests.tasks import ROOT
 
 WORDS = [
-    "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "runtime.threads=1", "protocol.precision=no",
+    "task=rte", "backbone=tiny", "data=synthetic", "+data.train_rows=140", "protocol=embedded", "runtime.threads=1", "protocol.precision=no",
     "+backbone.architecture.hidden_dropout_prob=0", "+backbone.architecture.attention_probs_dropout_prob=0",
 ]  # fmt: skip
 # What accelerate launch starts on GPUs; on a CPU it would want MPI.
@@ -48,7 +50,7 @@ def command(runs, *more, script=()):
 
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(tiny_cells, tmp_path):
-    # A batch of 31 has no equal halves, and the last of an epoch, of two, one row for each.
+    # A batch of 31 has no equal halves, and the last of an epoch of 126 rows, of two, one row for each.
     steps = ["protocol.max_steps=6", "protocol.evaluate_every=3", "protocol.batch_size=31"]
     done = subprocess.run(
         command(tmp_path, *steps), cwd=ROOT, check=True, capture_output=True, text=True
@@ -143,17 +145,11 @@ def test_several_processes_do_not_wait_for_ever_for_a_run_that_another_launcher_
     )
 
 
-@pytest.mark.slow
-def test_a_search_is_no_work_for_several_processes_of_one_run(tmp_path):
-    words = ["profile=embedded", f"runs={tmp_path}", f"results={tmp_path}", f"rates={tmp_path}"]
-    found = subprocess.run(
-        [*LAUNCH, "scripts/search_learning_rate.py", *words], cwd=ROOT, capture_output=True, text=True
-    )  # fmt: skip
-    assert found.returncode != 0
-    assert (
-        "error: torchrun and accelerate launch start several processes for one run" in found.stderr
-    )
-    assert not any(tmp_path.rglob("record.json"))
+def test_a_search_is_no_work_for_several_processes_of_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    with pytest.raises(ConfigError, match="start several processes for one run"):
+        search(settings(tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 def test_workers_of_a_launcher_are_no_processes_of_one_run(tiny_cells, monkeypatch):
