@@ -6,6 +6,8 @@ never. What depends on the data, the backbone or the machine is checked where th
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import model_validator
@@ -29,8 +31,17 @@ class PinnedSettings(Settings):
 
 
 class DataSettings(PinnedSettings):
+    source: Any = ""
     train_rows: whole(1) = None
     test_rows: whole(1) = None
+
+    @model_validator(mode="after")
+    def _rows_are_of_generated_text(self) -> DataSettings:
+        if self.source != "synthetic" and (self.train_rows or self.test_rows):
+            raise ValueError(
+                "data.train_rows and data.test_rows are settings of data=synthetic alone: leave them out."
+            )
+        return self
 
 
 class AdapterDefaults(Settings):

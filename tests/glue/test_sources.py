@@ -8,6 +8,7 @@ from condlora.errors import ConfigError, DataError, NetworkError
 from condlora.glue.sources import data_folder, load_text
 from condlora.glue.splits import make_splits, split_sha256
 from condlora.glue.tasks import Task
+from condlora.runs.settings import check_settings
 from tests.tasks import GLUE_TASKS, ROOT, load_task
 
 REAL = ROOT.parent / "shared" / "glue_data"
@@ -31,12 +32,28 @@ def write(folder, name, text, encoding="utf-8"):
     (folder / name).write_bytes(text.encode(encoding))
 
 
+SYNTHETIC = OmegaConf.create({"source": "synthetic", "seed": 0, "train_rows": 60, "test_rows": 20})
+
+
 @pytest.mark.parametrize("name", GLUE_TASKS)
 def test_synthetic_has_the_columns_and_splits_of_glue(name):
     task = load_task(name)
-    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), task)
+    text = load_text(SYNTHETIC, task)
     assert {"train", *task.test_splits} <= set(text)
     assert {*task.fields, "label"} <= set(text["train"].column_names)
+
+
+def test_synthetic_has_the_number_of_rows_that_is_asked_for():
+    text = load_text(SYNTHETIC, load_task("mnli"))
+    assert {name: len(split) for name, split in text.items()} == {
+        "train": 60, "validation_matched": 20, "validation_mismatched": 20,
+    }  # fmt: skip
+
+
+def test_a_number_of_rows_is_refused_for_text_that_is_not_generated(tiny_cells):
+    (cfg,) = tiny_cells("task=rte", "data=directory", "data.root=x", "+data.train_rows=30")
+    with pytest.raises(ConfigError, match="settings of data=synthetic alone: leave them out"):
+        check_settings(cfg)
 
 
 needs_real = pytest.mark.skipif(
@@ -143,7 +160,7 @@ def test_missing_file_and_missing_folder(tmp_path):
 
 
 def test_save_to_disk_folder(tmp_path):
-    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("rte"))
+    text = load_text(SYNTHETIC, load_task("rte"))
     text.save_to_disk(str(tmp_path / "rte"))
     loaded = load_text(directory(tmp_path), load_task("rte"))
     assert loaded["train"].to_dict() == text["train"].to_dict()
@@ -156,7 +173,7 @@ HUB = OmegaConf.create(
 
 def test_hub_is_asked_for_the_pinned_revision(monkeypatch):
     asked = []
-    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("cola"))
+    text = load_text(SYNTHETIC, load_task("cola"))
 
     def stand_in(*names, revision):
         asked.append((*names, revision))
@@ -241,7 +258,7 @@ def test_second_recipe_holds_nothing_out():
 
 
 def test_mnli_test_set_is_matched_then_mismatched():
-    text = load_text(OmegaConf.create({"source": "synthetic", "seed": 0}), load_task("mnli"))
+    text = load_text(SYNTHETIC, load_task("mnli"))
     splits = make_splits(text, load_task("mnli"), "tenth_of_train")
     matched = len(text["validation_matched"])
     assert splits.test["premise"][:matched] == text["validation_matched"]["premise"][:]
