@@ -64,7 +64,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 SLOW := slow or gpu or cluster
 
 .PHONY: test
-test: $(INSTALLED) ## run the fast tests: about seven minutes on two cores
+test: $(INSTALLED) ## run the fast tests: about five minutes on two cores
 	$(PYTEST) -m 'not ($(SLOW))'
 
 .PHONY: test-slow

@@ -19,7 +19,7 @@ from condlora.training import run as finetune
 from tests.tasks import GLUE_TASKS, ROOT, slow
 
 PROFILES = sorted(p.stem for p in (ROOT / "configs" / "profile").glob("*.yaml"))
-USED_MOST = ("adhoc", "embedded", "kinship", "minilm_glue", "paper", "single_gpu")
+USED_MOST = ("adhoc", "embedded", "minilm_glue", "paper", "single_gpu")
 
 
 @pytest.mark.parametrize("profile", [*USED_MOST, *slow(*sorted({*PROFILES} - {*USED_MOST}))])
@@ -63,7 +63,7 @@ def test_the_parts_of_parity_are_profiles_at_their_number_of_steps_that_its_rule
     )
 
 
-@pytest.mark.parametrize("protocol", ["authors", "paper", "lora_setting"])
+@pytest.mark.parametrize("protocol", ["authors", "paper", *slow("lora_setting")])
 def test_authors_protocols_cover_all_tasks_and_both_methods(protocol):
     tasks = ",".join(GLUE_TASKS)
     cells = compose_cells((f"protocol={protocol}", f"task={tasks}", "adapter=lora,condlora"))

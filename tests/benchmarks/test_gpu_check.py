@@ -133,7 +133,7 @@ def test_a_machine_without_a_gpu_or_packages_is_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_check_runs_at_toy_size(cfg, monkeypatch):
-    """But for a model, which is measured above, and all but one of tests/gpu, which are slow tests themselves."""
+    """Without one of the models, which is measured above, and with one test of tests/gpu: `make test-slow` runs all."""
 
     def one_test(*arguments, original=gpu_check.test_command):
         return [*original(*arguments), "-k", "test_packed_batches_give_what_padded_ones_do"]

@@ -19,7 +19,7 @@ from condlora.runs.recipe import recipe
 from condlora.runs.record import failure, new_record, run_folder, write_record
 from condlora.search.studies import plan_studies, standing, storage_of
 from condlora.search.trials import ended_trial
-from tests.tasks import FEW_ROWS, ROOT
+from tests.tasks import FEW_ROWS, ROOT, slow
 
 TINY = (
     "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "protocol.max_steps=4",
@@ -164,7 +164,7 @@ def test_who_follows_a_search_hears_why_a_trial_failed(of_search, tmp_path):
         follow(work.items, work.noun, lambda: False, tmp_path)
 
 
-@pytest.mark.parametrize("profile", ["paper", "single_gpu"])
+@pytest.mark.parametrize("profile", ["paper", *slow("single_gpu")])
 def test_a_login_node_needs_no_gpu_and_no_hub(client, tmp_path, profile):
     words = ["slurm", f"profile={profile}", f"runs={tmp_path}/runs", "cluster.at_a_time=4"]
     submit.main.__wrapped__(words)

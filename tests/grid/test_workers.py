@@ -11,7 +11,7 @@ import pytest
 
 from condlora.grid.cells import compose_common
 from condlora.runs.record import read_record
-from tests.tasks import FEW_ROWS, ROOT
+from tests.tasks import FEW_ROWS, ROOT, slow
 
 TINY = [
     "task=rte", "backbone=tiny", "data=synthetic", *FEW_ROWS, "protocol=embedded", "runtime.threads=1", "adapter=lora",
@@ -19,7 +19,7 @@ TINY = [
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-@pytest.mark.parametrize("profile", ["embedded", "kinship", "minilm_glue"])
+@pytest.mark.parametrize("profile", ["embedded", *slow("kinship", "minilm_glue")])
 def test_any_launcher_takes_the_place_of_a_profiles_own(profile, launcher):
     own = compose_common((f"profile={profile}",)).hydra.launcher
     assert own.n_jobs == 2

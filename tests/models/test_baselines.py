@@ -721,11 +721,16 @@ def test_what_the_table_says_of_a_method_of_the_tuner_comes_from_its_class():
     ("method", "message"),
     [
         ("prompt_tuning", "this decoder's head then reads the padding"),
-        ("p_tuning", "this decoder's head then reads the padding"),
         ("milora", "starts from W of linear layers"),
-        ("olora", "starts from W of linear layers"),
         ("loha", "does not fit the backbone"),
-        ("boft", "does not fit the backbone"),
+        *(
+            pytest.param(method, message, marks=pytest.mark.slow)
+            for method, message in (
+                ("p_tuning", "this decoder's head then reads the padding"),
+                ("olora", "starts from W of linear layers"),
+                ("boft", "does not fit the backbone"),
+            )
+        ),
     ],
 )
 def test_what_does_not_fit_a_decoder_is_one_sentence(tiny_cells, method, message):
@@ -735,7 +740,7 @@ def test_what_does_not_fit_a_decoder_is_one_sentence(tiny_cells, method, message
         finetune.run(cfg)
 
 
-@pytest.mark.parametrize("family", ["deberta", "modernbert"])
+@pytest.mark.parametrize("family", ["deberta", *slow("modernbert")])
 def test_prefixes_are_refused_where_a_backbone_takes_none(tiny_cells, family):
     words = ("task=stsb", "protocol.max_length=64", "protocol.precision=no", *FAMILIES[family])
     (cfg,) = tiny_cells(*words, "adapter=prefix_tuning")
@@ -743,7 +748,7 @@ def test_prefixes_are_refused_where_a_backbone_takes_none(tiny_cells, family):
         finetune.run(cfg)
 
 
-@pytest.mark.parametrize("method", ["adalora", "cond_adalora"])
+@pytest.mark.parametrize("method", ["adalora", *slow("cond_adalora")])
 def test_adalora_keeps_no_checkpoint_from_before_its_pruning_ended(cell, method, monkeypatch):
     scores = iter([0.9, *[0.1] * 11])  # the best of all is at step 1
     monkeypatch.setattr(selection, "score", lambda *_: {"pearson": next(scores)})

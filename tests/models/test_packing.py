@@ -154,7 +154,7 @@ def test_members_have_their_tokens_apart_and_the_same_logits(classifier, family,
     assert_same(results(pack(model), inputs, lengths=LENGTHS, members=members), expected)
 
 
-@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float64, *slow(torch.bfloat16)])
 @pytest.mark.parametrize("family", [*FAMILIES, "deberta-v2"])
 def test_runs_of_a_fleet_have_the_gradients_they_have_alone(classifier, family, precision):
     """Of adapters and of each family's head, which is one, two or three layers; in bfloat16 but for its rounding."""

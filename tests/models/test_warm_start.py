@@ -18,7 +18,7 @@ from condlora.runs.record import run_folder, write_record
 from condlora.training import run as finetune
 from condlora.training import setup
 from tests.faults.harness import KILLED, fault, in_child, kill, left_behind
-from tests.tasks import FEW_ROWS
+from tests.tasks import FEW_ROWS, slow
 
 RATE = ("protocol.learning_rate=1e-2", "protocol.precision=no")
 METHODS = ("lora", "condlora")
@@ -78,7 +78,7 @@ def test_the_adapter_is_the_other_runs_and_the_head_is_new(begun, tmp_path, tiny
             assert not torch.equal(tensor, afresh[name]), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", *slow("condlora")])
 def test_a_run_stands_under_its_own_name_and_resumes_to_the_same_bits(begun, tmp_path, method):
     cfg = begun(method)
     record = finetune.run(cfg)

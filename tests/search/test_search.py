@@ -25,7 +25,7 @@ from condlora.search.rules import next_rate
 from condlora.search.run import search
 from condlora.search.studies import plan_studies
 from tests.search.conftest import RATES, TINY, settings
-from tests.tasks import ROOT
+from tests.tasks import ROOT, slow
 
 
 def test_trials_are_the_same_rates_for_both_methods_and_real_runs(tmp_path):
@@ -164,7 +164,7 @@ def test_every_study_has_the_same_number_of_trials(tmp_path, stand_in):
     assert not done
 
 
-@pytest.mark.parametrize("before", ["adhoc", "reference/adhoc"])
+@pytest.mark.parametrize("before", ["adhoc", *slow("reference/adhoc")])
 def test_file_keeps_the_studies_of_other_methods(tmp_path, stand_in, before):
     stand_in(lambda rate: [rate])
     search(settings(tmp_path, "adapter=lora,condlora"))
@@ -272,9 +272,10 @@ def test_a_rates_score_is_the_mean_over_its_seeds_and_a_failed_seed_fails_it(tmp
     [
         (2e-3, []),
         (1e-3, [5e-4]),  # the lowest of the first ones
-        (2e-4, [5e-4, 2.5e-4, 1.25e-4]),  # at the edge until a better neighbour is found
-        (1e-6, [5e-4, 2.5e-4, 1.25e-4]),  # and no further than three rates
-        (1, [8e-3, 1.6e-2, 3.2e-2]),
+        # At the edge until a better neighbour is found, and no further than three rates.
+        pytest.param(2e-4, [5e-4, 2.5e-4, 1.25e-4], marks=pytest.mark.slow),
+        (1e-6, [5e-4, 2.5e-4, 1.25e-4]),
+        pytest.param(1, [8e-3, 1.6e-2, 3.2e-2], marks=pytest.mark.slow),
     ],
 )
 def test_rates_are_added_while_the_best_is_at_an_edge(tmp_path, stand_in, best, tried):

@@ -152,7 +152,7 @@ def test_runtime_is_no_part_of_the_recipe(tiny_cells):
     [
         ("auto", "no", "packed_sdpa"),
         ("auto", "bf16", "packed_eager"),
-        ("eager", "no", "packed_eager"),
+        pytest.param("eager", "no", "packed_eager", marks=pytest.mark.slow),
     ],
 )
 def test_attention_is_chosen_for_the_precision_and_recorded(tiny_cells, asked, precision, used):

@@ -330,15 +330,15 @@ def test_runs_on_one_backbone_hold_it_once_and_others_do_not_join(tiny_bert):
 def test_a_fleet_leaves_what_its_runs_leave_alone(tiny_cells, tmp_path, passes, padding):
     words = ("task=rte", *NO_DROPOUT, f"runtime.padding={padding}")
     grid = (*words, "adapter=lora,condlora", "seed=0,1", "protocol.learning_rate=1e-2")
-    cells = tiny_cells(*grid)
+    cells = tiny_cells(*grid)[::3]  # LoRA with one seed, CondLoRA with the other
     outcomes = finetune.run_together(list(cells))
-    assert passes == [4] * 6
-    singles = tiny_cells(*grid, f"runs={tmp_path}/alone")
+    assert passes == [2] * 6
+    singles = tiny_cells(*grid, f"runs={tmp_path}/alone")[::3]
     for cfg, single, record in zip(cells, singles, outcomes, strict=True):
         alone = finetune.run(single)
         assert_equal_but_for_rounding(cfg, single, 1e-5)
         assert record == read_record(run_folder(cfg))
-        assert (record["fleet"], alone["fleet"]) == (4, 1)
+        assert (record["fleet"], alone["fleet"]) == (2, 1)
         for key in ("recipe_hash", "streams", "data", "backbone", "parameters", "steps", "best"):
             assert record[key] == alone[key]
         assert record["test"] == alone["test"]

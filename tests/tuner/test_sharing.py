@@ -68,6 +68,7 @@ every_method = pytest.mark.parametrize(
     [
         case
         if case.values[0]["method"] in FAST
+        and case.values[0]["options"].get("shared", "AB") == "AB"
         else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
         for case in CASES
     ],
