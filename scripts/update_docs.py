@@ -131,6 +131,22 @@ def latency() -> list[str]:
     return _table(header, rows)
 
 
+def analyses() -> list[str]:
+    """Time and memory of all analyses of matrices at 12 x 768, and the longest of them."""
+    found = pd.read_csv(RESULTS / "benchmark/controls.csv").set_index("figure").value
+    names = {
+        "power": "power, 440 planted worlds",
+        "shares": "share that one map explains, with controls",
+        "linear_map": "linear map of the claims",
+        "controls": "controls of Figure 1",
+        "conversion": "Figure 1",
+    }
+    rows = [[name, f"{found[f'{key}_seconds']:.0f}"] for key, name in names.items()]
+    rows.append(["all, two at a time", f"{found['wall_seconds']:.0f}"])
+    table = _table(["analysis", "seconds"], rows)
+    return [*table, "", f"Peak memory of the process: {found['memory_mib']:,.0f} MiB."]
+
+
 def learning_rates() -> list[str]:
     """Learning rates of LoRA and CondLoRA on three small models: the best one, and those that give nearly as much."""
     found = pd.read_csv(RESULTS / "benchmark/learning_rates.csv")
@@ -194,6 +210,7 @@ TABLES = {
         kinship_rank,
         speed,
         latency,
+        analyses,
         learning_rates,
         peft_suite,
         methods,
