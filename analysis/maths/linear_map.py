@@ -109,7 +109,10 @@ class _Shared:
         scaled = ((M[fold] / norms[fold, None, None]).flatten(0, 1) for fold in folds)
         grams = torch.stack([rows.mT @ rows for rows in scaled])
         whole = grams.sum(dim=0)
-        return cls(M, norms, folds, _factor(whole), _factor(whole - grams))
+        of_others = torch.stack(
+            [_factor(whole - gram) for gram in grams]
+        )  # one by one for the memory
+        return cls(M, norms, folds, _factor(whole), of_others)
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,9 @@ class _Sets:
 
 
 def _factor(gram: Tensor) -> Tensor:
-    """C (..., p, p), lower triangular, with C C' = gram."""
-    size = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
-    return torch.linalg.cholesky(gram + RIDGE * size * torch.eye(gram.shape[-1]))
+    """C (p, p), lower triangular, with C C' = gram (p, p)."""
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.cholesky(gram + ridge)
 
 
 def _energy(X: Tensor) -> Tensor:

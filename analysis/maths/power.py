@@ -50,7 +50,9 @@ def measure(weights: dict[str, Decomposed], cfg: DictConfig, layers: dict[str, l
         for form, side in (("W", W), ("W'", W.transposed())):
             M = side.M.double()
             # All shares at once: they have the factorisations of W0 in common.
-            worlds = torch.cat([planted(M, rho, cfg.r, cfg.draws, generator) for rho in cfg.rho])
+            worlds = torch.empty(len(cfg.rho) * cfg.draws, *M.shape[:2], cfg.r, dtype=M.dtype)
+            for X, rho in zip(worlds.split(cfg.draws), cfg.rho, strict=True):
+                X[:] = planted(M, rho, cfg.r, cfg.draws, generator)
             rows = [similarities(side, X) for X in worlds.split(cfg.draws)]
             for name in rows[0]:
                 response[module, form, name] = np.stack([row[name].numpy() for row in rows])
