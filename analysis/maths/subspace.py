@@ -12,6 +12,8 @@ from torch import Tensor
 
 from analysis.maths.layers import as_columns, from_columns, parts
 
+NEARLY_DEPENDENT = 1e-5  # distance of a column of norm one from the span of those before it
+
 
 class NotInvertible(ValueError):
     """W0 has no usable inverse, so its conversion matrices (equations 3 and 4) are not defined."""
@@ -35,8 +37,8 @@ def span_basis(X: Tensor) -> Tensor:
     """An orthonormal basis of the column span of X (..., d, m), float64; NaN where the columns are dependent.
 
     For phi with i = j = m, which depends on the span alone. By Cholesky's QR, repeated once so that the columns are
-    orthonormal to working precision: many times faster than `left_basis` on stacks of tall matrices. It fails where the
-    columns are nearly dependent, and `left_basis` decides there.
+    orthonormal to working precision: many times faster than `left_basis` on stacks of tall matrices. Where the
+    columns are nearly dependent its rounding is large or it fails, and `left_basis` decides.
     """
     Q = X.double()
     failed = torch.zeros(X.shape[:-2], dtype=torch.bool)
@@ -44,7 +46,7 @@ def span_basis(X: Tensor) -> Tensor:
         gram = Q.mT @ Q
         scale = gram.diagonal(dim1=-2, dim2=-1).rsqrt()  # columns may differ in size by far
         R, info = torch.linalg.cholesky_ex(scale[..., None] * gram * scale[..., None, :])
-        failed |= info != 0
+        failed |= (info != 0) | (R.diagonal(dim1=-2, dim2=-1).amin(dim=-1) < NEARLY_DEPENDENT)
         # Of m x m: one product is faster than d solutions.
         Q = Q @ (scale[..., None] * torch.linalg.inv_ex(R).inverse.mT)
     if failed.any():
