@@ -62,7 +62,7 @@ def decompose(M: Tensor, layers: list[int] | None = None) -> Decomposed:
 
 def singular_vectors(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, sigma and V of M (L, d, p), which may be singular; see `Decomposed`."""
-    # Kept without M itself, which would then never be freed.
+    # M itself is not among the values: the dictionary would then hold M, and M would never be freed.
     with _lock:
         if M not in _known:
             U, sigma, Vh = torch.linalg.svd(M.double(), full_matrices=False)

@@ -18,7 +18,7 @@ def in_each_layer(M: Tensor, X: Tensor) -> Tensor:
 def parts(X: Tensor) -> tuple[Tensor, ...]:
     """X (n, ...) in parts of PART, for n runs or draws that are independent of each other.
 
-    Arrays of all draws are so large that most of the time goes into the operating system's pages for them.
+    With all draws in one array, the operating system takes as much time to provide its memory as the arithmetic takes.
     """
     return X.split(PART)
 

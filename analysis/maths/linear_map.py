@@ -73,14 +73,14 @@ def explained(M: Tensor | None, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     shared, r = _Shared.of(M, X.shape[1]), X.shape[-1]
     fitted, left, energy = torch.empty(3, *X.shape[:2], dtype=torch.float64)
-    for x, *rows in zip(parts(X), parts(fitted), parts(left), parts(energy), strict=True):
+    for x, phi_fitted, phi_left, share in zip(*map(parts, (X, fitted, left, energy)), strict=True):
         sets = _Sets.of(shared, x)
         U = _yielded(shared.M, _best_map(shared.of_all, sets.inside))
-        rows[0][:] = subspace.phi(U, sets.Q, r, r)
+        phi_fitted[:] = subspace.phi(U, sets.Q, r, r)
         for fold, U in _spans_left_out(shared, sets):
             y = x[:, fold].double()
-            rows[1][:, fold] = subspace.phi(U, sets.Q[:, fold], r, r)
-            rows[2][:, fold] = _energy(U.mT @ y) / _energy(y)
+            phi_left[:, fold] = subspace.phi(U, sets.Q[:, fold], r, r)
+            share[:, fold] = _energy(U.mT @ y) / _energy(y)
     return fitted, left, energy
 
 
@@ -109,9 +109,8 @@ class _Shared:
         scaled = ((M[fold] / norms[fold, None, None]).flatten(0, 1) for fold in folds)
         grams = torch.stack([rows.mT @ rows for rows in scaled])
         whole = grams.sum(dim=0)
-        of_others = torch.stack(
-            [_factor(whole - gram) for gram in grams]
-        )  # one by one for the memory
+        # One by one, which takes less memory.
+        of_others = torch.stack([_factor(whole - gram) for gram in grams])
         return cls(M, norms, folds, _factor(whole), of_others)
 
 
@@ -150,7 +149,10 @@ def _spans_left_out(shared: _Shared, sets: _Sets) -> Iterator[tuple[Tensor, Tens
 
 
 def _yielded(M: Tensor | None, T: Tensor) -> Tensor:
-    """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p); of T (n, 1, p, r) without M."""
+    """Bases (n, L, d, r) of what the maps T (n, p, r) yield from each layer's M (L, d, p).
+
+    Without M every layer has the same basis, and the result is (n, 1, d, r).
+    """
     if M is None:
         return subspace.span_basis(T)[:, None]
     each = T[:, None].expand(-1, len(M), -1, -1)

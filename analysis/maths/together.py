@@ -41,7 +41,7 @@ NEED_RUNS = ("subspaces", "amplification", "positions")  # the others have a res
 
 
 def analyses(stacks: list[Stack], settings: Settings, names: Iterable[str] = ANALYSES) -> Jobs:
-    """Those of these analyses that the runs allow, to be done."""
+    """The analyses with these names, as jobs for `together`; without runs, those that have a result without runs."""
     return {
         name: partial(ANALYSES[name], stacks, settings)
         for name in names
@@ -52,8 +52,8 @@ def analyses(stacks: list[Stack], settings: Settings, names: Iterable[str] = ANA
 def together(jobs: Jobs) -> dict[str, Any]:
     """The results of all jobs, by name; begun in their order, so the longest belongs first.
 
-    As many at a time as torch may use threads, each with one thread: most operations here are on matrices that are too
-    small for several cores, and their bits do not depend on the number of cores. An error of a job is raised.
+    As many jobs run at the same time as torch may use threads, each with one thread: most matrices are too small for
+    several cores, and with one thread the bits do not depend on the number of cores. The error of a job is raised.
     """
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -156,9 +156,7 @@ def _independent_choices(jobs: list[Words], base: DictConfig) -> _Choices | None
             wanted[choice.input_line] = f"{group}{len(wanted)}", group, choice.value()
     words = tuple(f"+{group}@{name}={value}" for name, group, value in wanted.values())
     found = composed(None, words)
-    if len(found) != 1 + len(
-        wanted
-    ):  # a choice that changes other parts of the config than Hydra's and its own
+    if len(found) != 1 + len(wanted):  # Hydra's part, and one for each choice that changes no other
         return None
     nodes = {line: found[name] for line, (name, _, _) in wanted.items()}
     first = {group: nodes[jobs[0][position]] for position, group in groups.items()}

@@ -39,7 +39,7 @@ class DataSettings(PinnedSettings):
     def _rows_are_of_generated_text(self) -> DataSettings:
         if self.source != "synthetic" and (self.train_rows or self.test_rows):
             raise ValueError(
-                "data.train_rows and data.test_rows are settings of data=synthetic alone: leave them out."
+                "data.train_rows and data.test_rows apply only to data=synthetic: leave them out."
             )
         return self
 

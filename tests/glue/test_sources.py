@@ -52,7 +52,7 @@ def test_synthetic_has_the_number_of_rows_that_is_asked_for():
 
 def test_a_number_of_rows_is_refused_for_text_that_is_not_generated(tiny_cells):
     (cfg,) = tiny_cells("task=rte", "data=directory", "data.root=x", "+data.train_rows=30")
-    with pytest.raises(ConfigError, match="settings of data=synthetic alone: leave them out"):
+    with pytest.raises(ConfigError, match="apply only to data=synthetic: leave them out"):
         check_settings(cfg)
 
 
